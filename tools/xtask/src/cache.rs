@@ -1,0 +1,108 @@
+//! The cache: one directory outside the checkout, locked while in use.
+//!
+//! Nothing in it is trusted because it exists: a directory is built under a temporary name and
+//! renamed when it is complete, a stamp is written last.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::ui::Ui;
+
+/// Moves the cache elsewhere.
+pub const VARIABLE: &str = "VFIO_SERIES_CACHE";
+
+pub struct Cache {
+    root: PathBuf,
+    lock: File,
+}
+
+impl Cache {
+    pub fn open(ui: &Ui) -> Result<Cache> {
+        let root = location()?;
+        fs::create_dir_all(root.join("logs"))
+            .and_then(|()| fs::create_dir_all(root.join("lines")))
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot create the cache {}", root.display()))?;
+        let lock = File::create(root.join("lock")).into_diagnostic()?;
+        if lock.try_lock().is_err() {
+            ui.step(format!(
+                "waiting for another run that uses {}",
+                root.display()
+            ));
+            lock.lock().into_diagnostic()?;
+        }
+        Ok(Cache { root, lock })
+    }
+
+    /// Lets other runs in while this one only holds a shell open.
+    pub fn unlock(&self) -> Result<()> {
+        self.lock.unlock().into_diagnostic()
+    }
+
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    pub fn log(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.root.join("logs").join(format!("{name}.log")))
+    }
+
+    /// Builds the directory `relative` with `fill`, unless it is already there.
+    pub fn once(
+        &self,
+        relative: impl AsRef<Path>,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let target = self.root.join(relative);
+        if target.exists() {
+            return Ok(target);
+        }
+        let temporary = fresh(&target.with_extension("partial"))?;
+        fill(&temporary)?;
+        fs::rename(&temporary, &target).into_diagnostic()?;
+        Ok(target)
+    }
+
+    /// How many lines the longest run with this log printed.
+    pub fn lines(&self, log: &str) -> Option<u64> {
+        fs::read_to_string(self.root.join("lines").join(log))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    pub fn set_lines(&self, log: &str, lines: u64) -> Result<()> {
+        fs::write(self.root.join("lines").join(log), lines.to_string()).into_diagnostic()
+    }
+}
+
+/// An empty directory at `path`, whatever was there before.
+pub fn fresh(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        fs::remove_dir_all(path)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot remove {}", path.display()))?;
+    }
+    fs::create_dir_all(path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot create {}", path.display()))?;
+    Ok(path.to_owned())
+}
+
+fn location() -> Result<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let path = set(VARIABLE)
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("vfio-series")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".cache/vfio-series")))
+        .ok_or_else(|| {
+            miette!("no HOME, so no place for a cache: set {VARIABLE} to a directory")
+        })?;
+    std::path::absolute(path).into_diagnostic()
+}

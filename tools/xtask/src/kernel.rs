@@ -1,0 +1,210 @@
+//! Kernel builds: one object tree per configuration, kept between runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::git::Repo;
+use crate::toolchain::Toolchain;
+use crate::{Assembled, Ctx, run};
+
+/// A configuration: a file in tools/xtask/configs on top of `base`.
+pub struct Config {
+    pub name: &'static str,
+    pub arch: &'static str,
+    pub base: &'static str,
+    /// What is built of it.
+    pub targets: &'static [&'static str],
+    /// About how many lines a build of everything prints, for the first bar.
+    lines: u64,
+}
+
+/// What the virtual machine boots.
+pub const VM: Config = Config {
+    name: "vm",
+    arch: "x86_64",
+    base: "tinyconfig",
+    targets: &["bzImage", "modules"],
+    lines: 2000,
+};
+
+/// Where the series has code.
+const PARTS: &[&str] = &["mm/", "drivers/vfio/"];
+
+/// What only has to compile; each file says what it is there for.
+pub const COMPILE: &[Config] = &[
+    Config {
+        name: "sh-nommu",
+        arch: "sh",
+        base: "allnoconfig",
+        targets: PARTS,
+        lines: 130,
+    },
+    Config {
+        name: "i386",
+        arch: "i386",
+        base: "tinyconfig",
+        targets: PARTS,
+        lines: 140,
+    },
+    Config {
+        name: "x86-64-no-thp",
+        arch: "x86_64",
+        base: "tinyconfig",
+        targets: PARTS,
+        lines: 180,
+    },
+    Config {
+        name: "x86-64-variants",
+        arch: "x86_64",
+        base: "tinyconfig",
+        targets: &["drivers/vfio/"],
+        lines: 130,
+    },
+    Config {
+        name: "s390",
+        arch: "s390",
+        base: "tinyconfig",
+        targets: &["drivers/vfio/"],
+        lines: 90,
+    },
+];
+
+pub struct Kernel<'a> {
+    pub ctx: &'a Ctx,
+    pub toolchain: &'a Toolchain,
+    pub tree: &'a Repo,
+    /// Where the object trees of this base are.
+    pub objects: PathBuf,
+}
+
+impl<'a> Kernel<'a> {
+    pub fn new(ctx: &'a Ctx, toolchain: &'a Toolchain, all: &'a Assembled) -> Kernel<'a> {
+        Kernel {
+            ctx,
+            toolchain,
+            tree: &all.tree,
+            objects: all.base.dir.clone(),
+        }
+    }
+
+    pub fn out(&self, config: &Config) -> PathBuf {
+        self.objects.join(format!("obj-{}", config.name))
+    }
+
+    fn make(&self, config: &Config) -> std::process::Command {
+        self.toolchain
+            .make(self.tree, &self.out(config), config.arch)
+    }
+
+    /// Writes `.config` and makes sure that every symbol of the fragment took. kbuild compares the
+    /// configuration symbol by symbol, so writing an equal one rebuilds nothing.
+    pub fn configure(&self, config: &Config) -> Result<()> {
+        let fragment = self
+            .ctx
+            .root
+            .join(format!("tools/xtask/configs/{}.config", config.name));
+        let wanted = fs::read_to_string(&fragment)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot read {}", fragment.display()))?;
+        let out = self.out(config);
+        fs::create_dir_all(&out).into_diagnostic()?;
+        let mut base = self.make(config);
+        base.arg(config.base);
+        run::output(&mut base)
+            .wrap_err_with(|| format!("make {} of {}", config.base, config.name))?;
+        let plain = fs::read_to_string(out.join(".config")).into_diagnostic()?;
+        // Later lines win; kconfig warns of the repetition, which is meant.
+        fs::write(out.join(".config"), format!("{plain}\n{wanted}")).into_diagnostic()?;
+        let mut resolve = self.make(config);
+        resolve.arg("olddefconfig");
+        run::output(&mut resolve)?;
+        let got = fs::read_to_string(out.join(".config")).into_diagnostic()?;
+        let refused = refused(&wanted, &got);
+        if !refused.is_empty() {
+            return Err(miette!(
+                "the configuration {} does not take {}: what they depend on is missing in {}",
+                config.name,
+                refused.join(", "),
+                fragment.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Builds `targets` in the configuration.
+    pub fn build(&self, config: &Config, targets: &[&str]) -> Result<()> {
+        let mut cmd = self.make(config);
+        cmd.args(targets);
+        let log = format!("build-{}", config.name);
+        let label = format!("build {} ({})", config.name, targets.join(" "));
+        run::logged(self.ctx, &log, &label, config.lines, cmd)
+    }
+
+    /// The virtual machine's kernel; returns the image.
+    pub fn vm(&self) -> Result<PathBuf> {
+        self.configure(&VM)?;
+        self.build(&VM, VM.targets)?;
+        Ok(self.out(&VM).join("arch/x86/boot/bzImage"))
+    }
+
+    /// The tree's VFIO selftests, linked statically for the initramfs; returns their directory.
+    pub fn selftests(&self) -> Result<PathBuf> {
+        let out = self.out(&VM);
+        let mut headers = self.make(&VM);
+        headers.arg("headers_install");
+        run::logged(self.ctx, "headers", "headers", 0, headers)?;
+        let dir = self.objects.join("selftests");
+        // Their makefiles know nothing of headers that changed, and they take seconds.
+        crate::cache::fresh(&dir)?;
+        let mut cmd = std::process::Command::new("make");
+        cmd.arg("-C")
+            .arg(self.tree.dir.join("tools/testing/selftests"))
+            .arg(format!("-j{}", self.toolchain.jobs))
+            .args(["TARGETS=vfio", "EXTRA_CFLAGS=-static -O2", "all"])
+            .arg(format!("CC={}", self.toolchain.clang()))
+            .arg(format!("O={}", dir.display()))
+            .arg(format!(
+                "KHDR_INCLUDES=-isystem {}",
+                out.join("usr/include").display()
+            ))
+            .env_remove("MAKEFLAGS")
+            .env_remove("MAKELEVEL");
+        run::logged(self.ctx, "selftests", "selftests", 60, cmd)?;
+        Ok(dir.join("kselftest/vfio"))
+    }
+}
+
+/// Symbols of a fragment that the final configuration has otherwise.
+fn refused(fragment: &str, config: &str) -> Vec<String> {
+    let got: BTreeMap<&str, &str> = config
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
+    fragment
+        .lines()
+        .filter_map(|line| match line.strip_prefix("# ") {
+            Some(unset) => unset
+                .strip_suffix(" is not set")
+                .map(|symbol| (symbol, "n")),
+            None => line.split_once('='),
+        })
+        .filter(|(symbol, value)| got.get(symbol).copied().unwrap_or("n") != *value)
+        .map(|(symbol, value)| format!("{symbol}={value}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_that_did_not_take() {
+        let fragment =
+            "# Why.\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\n# CONFIG_D is not set\n";
+        let config = "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_D=y\n";
+        assert_eq!(refused(fragment, config), ["CONFIG_B=m", "CONFIG_D=n"]);
+    }
+}

@@ -1,0 +1,275 @@
+//! `cargo xtask`: turns this repository into a kernel patch series, builds it and tests it.
+
+mod apt;
+mod assemble;
+mod b4;
+mod base;
+mod cache;
+mod checkout;
+mod export;
+mod git;
+mod kernel;
+mod ktap;
+mod maintainers;
+mod modlines;
+mod report;
+mod run;
+mod series;
+mod test;
+mod thp;
+mod toolchain;
+mod ui;
+mod vm;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use miette::{Result, miette};
+
+use crate::assemble::Made;
+use crate::base::Base;
+use crate::cache::Cache;
+use crate::git::{Identity, Repo};
+use crate::kernel::Kernel;
+use crate::series::Series;
+use crate::toolchain::{Purpose, Toolchain};
+use crate::ui::Ui;
+use crate::vm::Vm;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+    /// Say what is missing on this machine instead of installing it
+    #[arg(long, global = true)]
+    no_install: bool,
+    /// Show everything that the programs run here print
+    #[arg(long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Args)]
+struct BaseArg {
+    /// A kernel git tree or tarball to base the series on [default: Debian's linux-source-7.3]
+    #[arg(long, value_name = "DIR|FILE")]
+    base: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Export the patch series, checked, and proven with `git am`
+    Series {
+        #[command(flatten)]
+        base: BaseArg,
+        /// Where the patches go [default: out/series in this repository]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Build the kernel of the virtual machine with the series
+    Build {
+        #[command(flatten)]
+        base: BaseArg,
+    },
+    /// Build, boot and test the series, and count what passed
+    Test {
+        #[command(flatten)]
+        base: BaseArg,
+        /// Run one stage, or one test as the summary names it
+        #[arg(long, value_name = "NAME", conflicts_with = "each")]
+        only: Option<String>,
+        /// Build what each commit touches instead, one commit after the other
+        #[arg(long)]
+        each: bool,
+    },
+    /// Open a shell in the virtual machine, with the devices bound to vfio-pci
+    Boot {
+        #[command(flatten)]
+        base: BaseArg,
+    },
+    /// Lay the series out as commits in a kernel worktree, to browse and edit
+    Checkout {
+        #[command(flatten)]
+        base: BaseArg,
+    },
+    /// Bring what was edited in the checkout back into this repository
+    Refresh {
+        #[command(flatten)]
+        base: BaseArg,
+    },
+}
+
+/// What every part of the program needs.
+pub struct Ctx {
+    pub root: PathBuf,
+    pub cache: Cache,
+    pub ui: Ui,
+    pub install: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            explain(&report);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error as sentences: what, why, and what next.
+fn explain(report: &miette::Report) {
+    let chain: Vec<String> = report.chain().map(|error| error.to_string()).collect();
+    eprintln!("error: {}", chain.join(": "));
+    let full = ["No space left on device", "os error 28"];
+    if full
+        .iter()
+        .any(|sign| chain.iter().any(|text| text.contains(sign)))
+    {
+        eprintln!(
+            "help: the disk is full: make room, or set {} to a directory elsewhere",
+            cache::VARIABLE
+        );
+    }
+    if let Some(help) = report.help() {
+        eprintln!("help: {help}");
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    let ui = Ui::new(cli.verbose);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .map_err(|error| {
+            miette!(
+                "this program belongs to a checkout that is gone ({error}): run it with cargo xtask"
+            )
+        })?;
+    let cache = Cache::open(&ui)?;
+    let ctx = Ctx {
+        root,
+        cache,
+        ui,
+        install: !cli.no_install,
+    };
+    match cli.command {
+        Cmd::Series { base, out } => {
+            let out = out.unwrap_or_else(|| ctx.root.join("out/series"));
+            series_command(&ctx, base.base.as_deref(), &out)
+        }
+        Cmd::Build { base } => {
+            let all = assembled(&ctx, base.base.as_deref())?;
+            let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build])?;
+            println!("{}", Kernel::new(&ctx, &toolchain, &all).vm()?.display());
+            Ok(())
+        }
+        Cmd::Test {
+            base, each: true, ..
+        } => test::each(&ctx, base.base.as_deref()),
+        Cmd::Test { base, only, .. } => test::test(&ctx, base.base.as_deref(), only.as_deref()),
+        Cmd::Boot { base } => {
+            let all = assembled(&ctx, base.base.as_deref())?;
+            let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build, Purpose::Vm])?;
+            let kernel = Kernel::new(&ctx, &toolchain, &all);
+            let (image, tests) = (kernel.vm()?, kernel.selftests()?);
+            let gen_init_cpio = kernel.out(&kernel::VM).join("usr/gen_init_cpio");
+            Vm {
+                ctx: &ctx,
+                image: &image,
+                tests: &tests,
+                gen_init_cpio: &gen_init_cpio,
+            }
+            .shell()
+        }
+        Cmd::Checkout { base } => {
+            let all = assembled(&ctx, base.base.as_deref())?;
+            println!("{}", checkout::checkout(&ctx, &all.base, &all)?.display());
+            Ok(())
+        }
+        Cmd::Refresh { base } => {
+            let all = assembled(&ctx, base.base.as_deref())?;
+            let written = checkout::refresh(&ctx, &all)?;
+            for path in &written {
+                println!("{path}");
+            }
+            println!("{} files refreshed", written.len());
+            Ok(())
+        }
+    }
+}
+
+/// The series as commits on a base, and a worktree of them.
+pub struct Assembled {
+    pub base: Base,
+    pub series: Series,
+    pub identity: Identity,
+    pub made: Vec<Made>,
+    pub tree: Repo,
+}
+
+impl Assembled {
+    pub fn tip(&self) -> &str {
+        &self
+            .made
+            .last()
+            .expect("a series has at least one commit")
+            .id
+    }
+}
+
+pub fn assembled(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
+    // Read first: a mistake in series/ should not wait for a download.
+    let series = Series::read(&ctx.root)?;
+    let identity = Identity::of(&ctx.root);
+    toolchain::packages(ctx, &[Purpose::Series])?;
+    let base = Base::open(ctx, base)?;
+    ctx.ui
+        .step(format!("assembling {} commits", series.commits.len()));
+    let made = assemble::assemble(&base, &series, &identity)?;
+    let tip = made.last().map_or(&base.commit, |last| &last.id);
+    let bar = ctx.ui.bar("worktree", 0);
+    let tree = base.repo.worktree("series", &base.dir.join("work"), tip)?;
+    drop(bar);
+    Ok(Assembled {
+        base,
+        series,
+        identity,
+        made,
+        tree,
+    })
+}
+
+fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
+    let all = assembled(ctx, base)?;
+    let files = export::export(&all.base, &all.series, &all.made, &all.identity, out)?;
+    ctx.ui
+        .step("checking each patch: rustfmt and checkpatch --strict");
+    let patches = export::check(&all.tree, &all.made, &all.identity, &files[1..])?;
+    ctx.ui
+        .step("proving the export: git am on a fresh worktree of the base");
+    export::prove(ctx, &all.base, all.tip(), &files)?;
+    print!("{}", export::table(&patches));
+    println!(
+        "{} holds the cover letter and {} patches for {}",
+        out.display(),
+        patches.len(),
+        all.base.commit
+    );
+    if all.identity.signs {
+        println!("signed off by {}", all.identity.address());
+    } else {
+        println!(
+            "not signed off: set `git config user.name` and `git config user.email` in {} and run this again",
+            ctx.root.display()
+        );
+    }
+    println!("to apply it: git am --empty=drop {}/*.patch", out.display());
+    let complaints = patches.iter().flat_map(|patch| &patch.complaints);
+    match complaints.filter(|line| export::is_error(line)).count() {
+        0 => Ok(()),
+        n => Err(miette!("{n} errors in the exported patches, listed above")),
+    }
+}

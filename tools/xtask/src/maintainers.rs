@@ -1,0 +1,141 @@
+//! New entries of MAINTAINERS, each put in its alphabetical place.
+
+use miette::{Result, miette};
+
+use crate::git::Identity;
+
+/// `maintainers` with every entry of `overlay` inserted; an entry that names nobody is maintained
+/// by whoever generates the series.
+pub fn insert(maintainers: &str, overlay: &str, identity: &Identity) -> Result<String> {
+    let mut text = maintainers.to_owned();
+    for entry in overlay
+        .split("\n\n")
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+    {
+        text = insert_one(&text, &complete(entry, identity)?)?;
+    }
+    Ok(text)
+}
+
+fn complete(entry: &str, identity: &Identity) -> Result<String> {
+    let (title, fields) = entry
+        .split_once('\n')
+        .ok_or_else(|| miette!("the MAINTAINERS entry `{entry}` has a title and nothing else"))?;
+    if is_field(title) || !fields.lines().all(is_field) {
+        return Err(miette!(
+            "the MAINTAINERS entry `{title}` is not a title followed by `X:\\t` lines"
+        ));
+    }
+    if fields.lines().any(|line| line.starts_with("M:")) {
+        return Ok(entry.to_owned());
+    }
+    Ok(format!("{title}\nM:\t{}\n{fields}", identity.address()))
+}
+
+fn is_field(line: &str) -> bool {
+    line.len() > 3 && line.as_bytes()[1] == b':' && line.as_bytes()[2] == b'\t'
+}
+
+fn insert_one(text: &str, entry: &str) -> Result<String> {
+    let title = entry.lines().next().unwrap_or_default();
+    let titles = titles(text);
+    if titles.iter().any(|(_, other)| *other == title) {
+        return Err(miette!("the base's MAINTAINERS already has `{title}`"));
+    }
+    // The file is not perfectly sorted: the place is between two neighbours that are, where there
+    // is such a place, and in front of the last entry ("THE REST") otherwise.
+    let between = titles
+        .windows(2)
+        .find(|pair| pair[0].1 < title && title < pair[1].1);
+    let at = between
+        .map(|pair| pair[1].0)
+        .or_else(|| titles.last().map(|last| last.0))
+        .ok_or_else(|| miette!("the base's MAINTAINERS has no entries"))?;
+    Ok(format!("{}{entry}\n\n{}", &text[..at], &text[at..]))
+}
+
+/// Offset and text of every entry's title: a line after an empty one, before an `X:` line.
+fn titles(text: &str) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    let mut offset = 0;
+    let mut after_empty = false;
+    let mut lines = text.split_inclusive('\n').peekable();
+    while let Some(line) = lines.next() {
+        let bare = line.trim_end();
+        let next_is_field = lines.peek().is_some_and(|next| is_field(next.trim_end()));
+        if after_empty
+            && next_is_field
+            && bare.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && !is_field(bare)
+        {
+            found.push((offset, bare));
+        }
+        after_empty = bare.is_empty();
+        offset += line.len();
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "\
+Maintainers List
+----------------
+
+	M: *Mail* patches to
+
+3C59X NETWORK DRIVER
+M:\tA <a@a>
+
+VFIO DRIVER
+M:\tB <b@b>
+F:\tdrivers/vfio/
+
+VFIO QAT PCI DRIVER
+M:\tB <b@b>
+
+VGA_SWITCHEROO
+M:\tC <c@c>
+
+THE REST
+M:\tD <d@d>
+";
+
+    fn me() -> Identity {
+        Identity {
+            name: "N".to_owned(),
+            email: "n@n".to_owned(),
+            signs: true,
+        }
+    }
+
+    #[test]
+    fn entry_is_put_between_its_neighbours() {
+        let out = insert(BASE, "VFIO [RUST]\nL:\tkvm@x\nF:\trust/\n", &me()).unwrap();
+        let expected = "VFIO QAT PCI DRIVER\nM:\tB <b@b>\n\nVFIO [RUST]\nM:\tN <n@n>\nL:\tkvm@x\nF:\trust/\n\nVGA_SWITCHEROO\n";
+        assert!(out.contains(expected), "{out}");
+    }
+
+    #[test]
+    fn named_maintainer_is_kept_and_several_entries_land() {
+        let out = insert(BASE, "AAA\nM:\tE <e@e>\n\nZZZ\nF:\tz\n", &me()).unwrap();
+        assert!(
+            out.contains("\n\nAAA\nM:\tE <e@e>\n\nVFIO DRIVER\n"),
+            "{out}"
+        );
+        assert!(
+            out.contains("\n\nZZZ\nM:\tN <n@n>\nF:\tz\n\nTHE REST\n"),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn duplicates_and_malformed_entries_are_refused() {
+        assert!(insert(BASE, "VFIO DRIVER\nF:\tx\n", &me()).is_err());
+        assert!(insert(BASE, "VFIO X\nnonsense\n", &me()).is_err());
+        assert!(insert(BASE, "VFIO X\n", &me()).is_err());
+    }
+}

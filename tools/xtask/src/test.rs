@@ -1,0 +1,507 @@
+//! `cargo xtask test`: everything that can be said about the series on this machine, counted.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, miette};
+
+use crate::b4::B4;
+use crate::kernel::{COMPILE, Config, Kernel, VM};
+use crate::report::{Outcome, Report};
+use crate::series::Series;
+use crate::toolchain::{Purpose, Toolchain};
+use crate::vm::{self, Item, Vm};
+use crate::{Assembled, Ctx, assemble, assembled, export, ktap, thp};
+
+/// The stages in their order.
+const STAGES: [&str; 7] = ["unit", "overlay", "series", "thp", "build", "compile", "vm"];
+
+/// The one selftest that drives a device, and is written for this one.
+const DRIVER_TEST: &str = "vfio_pci_driver_test";
+/// What runs on every device; the tree's own tests need what only a real function has.
+const PLACEMENT_TEST: &str = "vfio_pci_mmap_placement_test";
+
+/// The plenty that a program gets on an emulated processor, next to another machine.
+const LIMIT: Duration = Duration::from_secs(300);
+/// It resets and reinitialises the device some two hundred times, half a second or more each.
+const DRIVER_LIMIT: Duration = Duration::from_secs(900);
+
+/// How much faster than from single pages a BAR of 4 GiB is to be mapped for DMA.
+const SPEEDUP: u64 = 500;
+
+/// What `--only` leaves.
+struct Selection<'a>(Option<&'a str>);
+
+impl Selection<'_> {
+    fn stage(&self, stage: &str) -> bool {
+        self.0.is_none_or(|only| only == stage)
+    }
+
+    fn test(&self, stage: &str, label: &str) -> bool {
+        self.stage(stage)
+            || self
+                .0
+                .is_some_and(|only| only == label || label.split('/').any(|part| part == only))
+    }
+}
+
+pub fn test(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> {
+    let select = Selection(only);
+    let mut report = Report::default();
+    if select.stage("unit") {
+        unit(ctx, &mut report)?;
+    }
+    if STAGES[1..].iter().any(|stage| select.stage(stage))
+        || only.is_some_and(|only| !STAGES.contains(&only))
+    {
+        kernel_stages(ctx, base, &select, &mut report)?;
+    }
+    let text = report.render();
+    if text.lines().count() == 2 {
+        return Err(miette!(
+            help = format!(
+                "name a stage ({}) or a test as the table names it",
+                STAGES.join(", ")
+            ),
+            "--only {} selects no test",
+            only.unwrap_or_default()
+        ));
+    }
+    print!("{text}");
+    match report.failed() {
+        0 => Ok(()),
+        // The last line has said it.
+        _ => std::process::exit(1),
+    }
+}
+
+/// Everything that needs the series on its base.
+fn kernel_stages(
+    ctx: &Ctx,
+    base: Option<&Path>,
+    select: &Selection<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    if select.stage("overlay") {
+        let read = Series::read(&ctx.root);
+        if report
+            .check("overlay", "every path in exactly one commit", read)
+            .is_none()
+        {
+            return Ok(());
+        }
+    }
+    let all = assembled(ctx, base);
+    let all = if select.stage("overlay") {
+        match report.check("overlay", "every commit can be made", all) {
+            Some(all) => all,
+            None => return Ok(()),
+        }
+    } else {
+        all?
+    };
+    if select.stage("overlay") {
+        report.check(
+            "overlay",
+            "the same input gives the same trees",
+            again(&all),
+        );
+    }
+    if select.stage("series") {
+        series(ctx, &all, report)?;
+    }
+    if select.stage("thp")
+        && let Some(said) = report.check(
+            "thp",
+            "THP places mappings as before",
+            thp::compare(ctx, &all),
+        )
+    {
+        report.note(format!("thp: {said}"));
+    }
+    let compile: Vec<&Config> = COMPILE
+        .iter()
+        .filter(|config| select.test("compile", config.name))
+        .collect();
+    let wants_vm = select.0.is_none_or(|only| {
+        !STAGES.contains(&only) && !COMPILE.iter().any(|config| config.name == only) || only == "vm"
+    });
+    let build = select.stage("build") || wants_vm;
+    let mut purposes = Vec::new();
+    if build || !compile.is_empty() {
+        purposes.push(Purpose::Build);
+    }
+    if build {
+        purposes.push(Purpose::Vm);
+    }
+    if compile.iter().any(|config| config.arch == "sh") {
+        purposes.push(Purpose::Cross);
+    }
+    if purposes.is_empty() {
+        return Ok(());
+    }
+    let toolchain = Toolchain::open(ctx, &all.tree, &purposes)?;
+    let kernel = Kernel::new(ctx, &toolchain, &all);
+    let built = if build {
+        built(&kernel, select, report)?
+    } else {
+        None
+    };
+    for config in compile {
+        ctx.ui
+            .step(format!("compiling mm and drivers/vfio for {}", config.name));
+        let result = kernel
+            .configure(config)
+            .and_then(|()| kernel.build(config, config.targets));
+        report.check("compile", config.name, result);
+    }
+    if let (Some((image, tests)), true) = (built, wants_vm) {
+        let gen_init_cpio = kernel.out(&VM).join("usr/gen_init_cpio");
+        let vm = Vm {
+            ctx,
+            image: &image,
+            tests: &tests,
+            gen_init_cpio: &gen_init_cpio,
+        };
+        machines(&vm, select, report)?;
+    }
+    Ok(())
+}
+
+fn built(
+    kernel: &Kernel<'_>,
+    select: &Selection<'_>,
+    report: &mut Report,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    kernel
+        .ctx
+        .ui
+        .step("building the kernel of the virtual machine, and the selftests");
+    let (image, tests) = (kernel.vm(), kernel.selftests());
+    if !select.stage("build") {
+        return Ok(Some((image?, tests?)));
+    }
+    let image = report.check("build", "kernel of the virtual machine", image);
+    let tests = report.check("build", "selftests", tests);
+    Ok(image.zip(tests))
+}
+
+/// xtask's own unit tests, by their names.
+fn unit(ctx: &Ctx, report: &mut Report) -> Result<()> {
+    ctx.ui.step("unit tests of xtask");
+    let out = Command::new("cargo")
+        .args([
+            "test",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--manifest-path",
+        ])
+        .arg(ctx.root.join("tools/xtask/Cargo.toml"))
+        .args(["--", "--format=pretty"])
+        .output()
+        .into_diagnostic()?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let before = report.failed();
+    let mut seen = false;
+    for line in text.lines() {
+        let Some((name, verdict)) = line
+            .strip_prefix("test ")
+            .and_then(|line| line.split_once(" ... "))
+        else {
+            continue;
+        };
+        let outcome = match verdict {
+            "ok" => Outcome::Passed,
+            _ => Outcome::Failed(format!("see `cargo test {name}` in tools/xtask")),
+        };
+        report.add("unit", "xtask", name, outcome);
+        seen = true;
+    }
+    if !out.status.success() && report.failed() == before || !seen {
+        let why = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        report.add("unit", "xtask", "(the tests)", Outcome::Failed(why));
+    }
+    Ok(())
+}
+
+/// Makes the commits a second time and compares the trees.
+fn again(all: &Assembled) -> Result<()> {
+    let second = assemble::assemble(&all.base, &all.series, &all.identity)?;
+    for (one, other) in all.made.iter().zip(&second) {
+        if all.base.repo.tree(&one.id)? != all.base.repo.tree(&other.id)? {
+            return Err(miette!("series/{} gave two different trees", one.name));
+        }
+    }
+    Ok(())
+}
+
+/// The export, checked and proven as `series` does, and what b4 makes of it.
+fn series(ctx: &Ctx, all: &Assembled, report: &mut Report) -> Result<()> {
+    ctx.ui.step("exporting, checking and proving the series");
+    let out = ctx.cache.path("series");
+    let files = export::export(&all.base, &all.series, &all.made, &all.identity, &out);
+    let Some(files) = report.check("series", "git format-patch", files) else {
+        return Ok(());
+    };
+    for patch in export::check(&all.tree, &all.made, &all.identity, &files[1..])? {
+        let name = patch
+            .file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let errors: Vec<&String> = patch
+            .complaints
+            .iter()
+            .filter(|line| export::is_error(line))
+            .collect();
+        let outcome = match errors.first() {
+            None => Outcome::Passed,
+            Some(first) => Outcome::Failed((*first).clone()),
+        };
+        report.add("series", "rustfmt and checkpatch --strict", &name, outcome);
+        for complaint in patch
+            .complaints
+            .iter()
+            .filter(|line| !export::is_error(line))
+        {
+            report.note(format!("{name}: {complaint}"));
+        }
+    }
+    report.check(
+        "series",
+        "git am of the export",
+        export::prove(ctx, &all.base, all.tip(), &files),
+    );
+    // Nobody's identity cannot prepare a posting.
+    let names = [
+        "b4 prep --show-info",
+        "b4 send --no-sign -o",
+        "b4 am of the export",
+    ];
+    if !all.identity.signs {
+        for name in names {
+            let why = "b4 wants a git identity: set user.name and user.email".to_owned();
+            report.add("series", "b4", name, Outcome::Skipped(why));
+        }
+        return Ok(());
+    }
+    ctx.ui.step("b4 on the checkout and on the export");
+    let b4 = B4::open(ctx)?;
+    let tree = b4.checkout(ctx, all)?;
+    report.check("series", names[0], b4.show_info(&tree, all));
+    report.check("series", names[1], b4.send(&tree, all));
+    report.check("series", names[2], b4.am(&tree, all, &files));
+    Ok(())
+}
+
+/// What runs where.
+fn plan(programs: &[String]) -> Vec<Item> {
+    let mut plan = Vec::new();
+    for program in programs {
+        for device in vm::DEVICES {
+            if device.name == "igb" || program == PLACEMENT_TEST {
+                let limit = if program == DRIVER_TEST {
+                    DRIVER_LIMIT
+                } else {
+                    LIMIT
+                };
+                plan.push(Item {
+                    device: device.name,
+                    program: program.clone(),
+                    limit,
+                });
+            }
+        }
+    }
+    plan.push(Item {
+        device: "kernel",
+        program: vm::KUNIT.to_owned(),
+        limit: LIMIT,
+    });
+    plan
+}
+
+fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
+    let plan = plan(&vm::programs(vm.tests)?);
+    let selected = plan
+        .into_iter()
+        .filter(|item| select.test("vm", &item.label()));
+    // It sleeps through most of its minutes, so the rest runs meanwhile, in a machine of its own.
+    let (driver, rest): (Vec<Item>, Vec<Item>) =
+        selected.partition(|item| item.program == DRIVER_TEST);
+    let groups: Vec<(&str, Vec<Item>)> = [("driver", driver), ("devices", rest)]
+        .into_iter()
+        .filter(|(_, plan)| !plan.is_empty())
+        .collect();
+    for (name, plan) in &groups {
+        vm.ctx.ui.step(format!(
+            "virtual machine `{name}`: {} selftests on devices bound to vfio-pci",
+            plan.len()
+        ));
+    }
+    let ended: Vec<Result<vm::Finished>> = std::thread::scope(|scope| {
+        let running: Vec<_> = groups
+            .iter()
+            .map(|(name, plan)| scope.spawn(move || vm.run(name, plan)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("a machine's thread does not panic"))
+            .collect()
+    });
+    for ((name, plan), finished) in groups.iter().zip(ended) {
+        let Some(finished) = report.check("vm", &format!("machine `{name}`"), finished) else {
+            continue;
+        };
+        let runs = ktap::runs(&finished.results);
+        for item in plan {
+            let label = item.label();
+            let Some(run) = runs.iter().find(|run| run.label == label) else {
+                report.add(
+                    "vm",
+                    &label,
+                    "(the program)",
+                    Outcome::Failed("it was not run".to_owned()),
+                );
+                continue;
+            };
+            for (case, outcome) in ktap::cases(run) {
+                report.add("vm", &label, &case, outcome);
+            }
+            for figure in ktap::figures(run) {
+                report.note(format!("{}: {figure}", item.device));
+            }
+            if item.device == "ivshmem" {
+                speedup(&label, run, report);
+            }
+        }
+        let outcome = match vm::splats(&finished.console).first() {
+            None => Outcome::Passed,
+            Some(line) => Outcome::Failed(line.trim().to_owned()),
+        };
+        report.add(
+            "vm",
+            &format!("machine `{name}`"),
+            "no warning in the kernel's log",
+            outcome,
+        );
+    }
+    Ok(())
+}
+
+/// The claim of the series, on the largest BAR.
+fn speedup(label: &str, run: &ktap::Run, report: &mut Report) {
+    let outcome = match ktap::speedup(run) {
+        Some(times) if times >= SPEEDUP => Outcome::Passed,
+        Some(times) => Outcome::Failed(format!("it is {times} times as fast")),
+        None => Outcome::Failed("it was not measured".to_owned()),
+    };
+    let name = format!("VFIO_IOMMU_MAP_DMA is at least {SPEEDUP} times as fast");
+    report.add("vm", label, &name, outcome);
+}
+
+/// Builds what each commit touches, one commit after the other.
+pub fn each(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
+    let all = assembled(ctx, base)?;
+    let toolchain = Toolchain::open(
+        ctx,
+        &all.tree,
+        &[Purpose::Build, Purpose::Vm, Purpose::Cross],
+    )?;
+    let mut report = Report::default();
+    for made in &all.made {
+        // A worktree and object trees of their own, so that those of the tip stay up to date.
+        let tree = all
+            .base
+            .repo
+            .worktree("each", &all.base.dir.join("each"), &made.id)?;
+        let kernel = Kernel {
+            ctx,
+            toolchain: &toolchain,
+            tree: &tree,
+            objects: all.base.dir.join("obj-each"),
+        };
+        let changed = tree.changed(&made.parent, &made.id)?;
+        for config in std::iter::once(&VM).chain(COMPILE) {
+            let targets = touched(&changed, config);
+            if targets.is_empty() {
+                continue;
+            }
+            ctx.ui.step(format!(
+                "{}: {} for {}",
+                made.name,
+                targets.join(" "),
+                config.name
+            ));
+            let result = kernel
+                .configure(config)
+                .and_then(|()| kernel.build(config, &targets));
+            report.check("each", &format!("{} {}", made.name, config.name), result);
+        }
+        if changed
+            .iter()
+            .any(|path| path.starts_with("tools/testing/selftests/vfio/"))
+        {
+            report.check(
+                "each",
+                &format!("{} selftests", made.name),
+                kernel.selftests(),
+            );
+        }
+    }
+    print!("{}", report.render());
+    match report.failed() {
+        0 => Ok(()),
+        n => Err(miette!("{n} builds failed")),
+    }
+}
+
+/// What to build of a configuration for a commit: all of it when the commit changes code.
+fn touched<'a>(changed: &[String], config: &'a Config) -> Vec<&'a str> {
+    let code = changed.iter().any(|path| {
+        !path.starts_with("Documentation/") && !path.starts_with("tools/") && path != "MAINTAINERS"
+    });
+    if code {
+        config.targets.to_vec()
+    } else {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selection_by_stage_and_by_test() {
+        let all = Selection(None);
+        assert!(all.stage("vm") && all.test("vm", "igb/a"));
+        let stage = Selection(Some("vm"));
+        assert!(stage.stage("vm") && !stage.stage("unit") && stage.test("vm", "igb/a"));
+        let test = Selection(Some("a"));
+        assert!(!test.stage("vm") && test.test("vm", "igb/a") && !test.test("vm", "igb/b"));
+        assert!(Selection(Some("igb/a")).test("vm", "igb/a"));
+        assert!(Selection(Some("igb")).test("vm", "igb/a"));
+    }
+
+    #[test]
+    fn placement_runs_on_every_device() {
+        let programs = [PLACEMENT_TEST.to_owned(), DRIVER_TEST.to_owned()];
+        let labels: Vec<String> = plan(&programs).iter().map(Item::label).collect();
+        // The driver's test is for one device, and KUnit's results are of the kernel.
+        assert_eq!(labels.len(), vm::DEVICES.len() + 2);
+        assert!(labels.contains(&"kernel/kunit".to_owned()));
+        assert!(labels.contains(&format!("ivshmem/{PLACEMENT_TEST}")));
+        assert!(labels.contains(&format!("igb/{DRIVER_TEST}")));
+    }
+
+    #[test]
+    fn only_code_is_built() {
+        let paths = |list: &[&str]| list.iter().map(|path| path.to_string()).collect::<Vec<_>>();
+        assert!(touched(&paths(&["Documentation/a.rst", "MAINTAINERS"]), &VM).is_empty());
+        assert_eq!(touched(&paths(&["mm/mmap.c"]), &VM), VM.targets);
+    }
+}

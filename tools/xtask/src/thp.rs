@@ -1,0 +1,94 @@
+//! The claim of the first patch, that THP places mappings as before, checked by running the code
+//! from before and after it side by side; see thp/equivalence.c.
+
+use std::fs;
+use std::process::Command;
+
+use miette::{IntoDiagnostic, Result, miette};
+
+use crate::{Assembled, Ctx, cache, run};
+
+const PROGRAM: &str = include_str!("../thp/equivalence.c");
+/// Tried in about two seconds.
+const MAPPINGS: &str = "10000000";
+
+/// File and functions, in the order in which C wants them.
+type Parts = &'static [(&'static str, &'static str)];
+const BEFORE: Parts = &[
+    ("mm/huge_memory.c", "__thp_get_unmapped_area"),
+    ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
+];
+const AFTER: Parts = &[
+    ("mm/mmap.c", "range_holds_order"),
+    ("mm/mmap.c", "mm_get_unmapped_area_exact_order"),
+    ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
+];
+
+/// Returns what the program says of the comparison.
+pub fn compare(ctx: &Ctx, all: &Assembled) -> Result<String> {
+    let dir = cache::fresh(&ctx.cache.path("thp"))?;
+    for (name, commit, parts) in [
+        ("old.h", all.base.commit.as_str(), BEFORE),
+        ("new.h", all.tip(), AFTER),
+    ] {
+        let mut code = String::new();
+        for (path, function) in parts {
+            let source = all.base.repo.blob(commit, path)?;
+            let source = String::from_utf8_lossy(&source);
+            code += definition(&source, function)
+                .ok_or_else(|| miette!("{path} of {commit} does not define {function}()"))?;
+        }
+        fs::write(dir.join(name), code).into_diagnostic()?;
+    }
+    fs::write(dir.join("equivalence.c"), PROGRAM).into_diagnostic()?;
+    let program = dir.join("equivalence");
+    run::output(
+        Command::new("cc")
+            .args(["-O2", "-o"])
+            .arg(&program)
+            .arg(dir.join("equivalence.c")),
+    )?;
+    let out = Command::new(&program)
+        .arg(MAPPINGS)
+        .output()
+        .into_diagnostic()?;
+    let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    if !out.status.success() {
+        return Err(miette!("{said}"));
+    }
+    Ok(said)
+}
+
+/// The definition of a function, in kernel style: it starts and ends in the first column.
+fn definition<'a>(source: &'a str, function: &str) -> Option<&'a str> {
+    let call = format!("{function}(");
+    let mut start = 0;
+    while let Some(found) = source[start..].find(&call) {
+        let at = start + found;
+        let line = source[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let rest = &source[line..];
+        let named = source[..at].ends_with([' ', '*']);
+        let in_first_column = rest.starts_with(|c: char| c.is_ascii_alphabetic());
+        let declares = rest.find(';').unwrap_or(rest.len()) < rest.find('{').unwrap_or(0);
+        if named && in_first_column && !declares {
+            return rest.find("\n}\n").map(|end| &rest[..end + 3]);
+        }
+        start = at + call.len();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_is_neither_a_declaration_nor_a_call() {
+        let source = "int f(int a);\n\nint g(void)\n{\n\treturn f(1) + xf(2);\n}\n\nstatic int f(int a,\n\t\tint b)\n{\n\tif (a) {\n\t}\n\treturn 0;\n}\nint h;\n";
+        assert_eq!(
+            definition(source, "f"),
+            Some("static int f(int a,\n\t\tint b)\n{\n\tif (a) {\n\t}\n\treturn 0;\n}\n")
+        );
+        assert_eq!(definition(source, "x"), None);
+    }
+}
