@@ -24,9 +24,9 @@ pub const DEVICES: &[Device] = &[
         id: "0x8086:0x10c9",
         args: &[
             "-device",
-            "pcie-root-port,id=slot,chassis=1",
+            "pcie-root-port,id=rp0,chassis=1",
             "-device",
-            "igb,bus=slot",
+            "igb,bus=rp0",
         ],
     },
     // A BAR of 2 GiB with nothing behind it: quick to touch.
@@ -191,7 +191,8 @@ impl Vm<'_> {
                 Ready::Ended(status) => {
                     return Err(machine.failure(&format!("ended during {label} ({status})"))?);
                 }
-                Ready::Late(limit) => {
+                Ready::Late => {
+                    let limit = item.limit + GRACE;
                     return Err(machine.failure(&format!(
                         "does not answer: {label} took more than {} s",
                         limit.as_secs()
@@ -200,7 +201,7 @@ impl Vm<'_> {
             }
         }
         // No line says so: only the end of QEMU ends this wait.
-        if let Ready::Late(_) = machine.wait(GRACE, &|_| false)? {
+        if let Ready::Late = machine.wait(GRACE, &|_| false)? {
             return Err(machine.failure("did not shut down")?);
         }
         machine.finished()
@@ -212,23 +213,27 @@ impl Vm<'_> {
         if Path::new("/dev/kvm").exists() {
             let mut machine = Machine::start(self.ctx, name, self.qemu(initramfs, true), dir)?;
             match machine.ready(KVM_LIMIT)? {
-                None => return Ok(machine),
-                Some(why) => self.ctx.ui.step(format!(
-                    "{name}: KVM cannot run this machine ({why}): emulating it"
+                Ready::Yes => return Ok(machine),
+                _ => self.ctx.ui.step(format!(
+                    "{name}: KVM cannot run this machine here: emulating it"
                 )),
             }
         }
         let mut stalled = false;
         loop {
             let mut machine = Machine::start(self.ctx, name, self.qemu(initramfs, false), dir)?;
+            let limit = BOOT_LIMIT.as_secs();
             match machine.ready(BOOT_LIMIT)? {
-                None => return Ok(machine),
-                Some(why) if stalled => {
-                    return Err(machine.failure(&format!("did not boot, twice: {why}"))?);
+                Ready::Yes => return Ok(machine),
+                Ready::Ended(status) => {
+                    return Err(machine.failure(&format!("ended at once ({status})"))?);
                 }
-                Some(why) => {
+                Ready::Late if stalled => {
+                    return Err(machine.failure(&format!("did not boot in {limit} s, twice"))?);
+                }
+                Ready::Late => {
                     self.ctx.ui.step(format!(
-                        "{name}: the boot stalled ({why}): trying once more"
+                        "{name}: the boot stalled for {limit} s: trying once more"
                     ));
                     stalled = true;
                 }
@@ -272,7 +277,7 @@ pub fn programs(dir: &Path) -> Result<Vec<String>> {
 enum Ready {
     Yes,
     Ended(ExitStatus),
-    Late(Duration),
+    Late,
 }
 
 /// A running QEMU and the files that its serial ports write.
@@ -328,21 +333,15 @@ impl Machine {
                 return Ok(Ready::Ended(status));
             }
             if start.elapsed() > limit {
-                return Ok(Ready::Late(limit));
+                return Ok(Ready::Late);
             }
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
-    /// Waits for the guest's first program; why not, when it does not come.
-    fn ready(&mut self, limit: Duration) -> Result<Option<String>> {
-        Ok(
-            match self.wait(limit, &|line| line.starts_with("xtask: ready"))? {
-                Ready::Yes => None,
-                Ready::Ended(status) => Some(format!("QEMU ended, {status}")),
-                Ready::Late(limit) => Some(format!("not there after {} s", limit.as_secs())),
-            },
-        )
+    /// Waits for the guest's first program.
+    fn ready(&mut self, limit: Duration) -> Result<Ready> {
+        self.wait(limit, &|line| line.starts_with("xtask: ready"))
     }
 
     fn finished(&self) -> Result<Finished> {
