@@ -208,7 +208,7 @@ impl Apt {
 /// Runs a download with a bar fed by the growth of the files in `dir`.
 fn watch(ctx: &Ctx, label: &str, size: u64, dir: &Path, mut cmd: Command) -> Result<()> {
     let mut bar = ctx.ui.bar(label, size);
-    let log = ctx.cache.log(&format!("download-{label}"))?;
+    let log = ctx.cache.log(&format!("download-{label}"));
     let file = fs::File::create(&log).into_diagnostic()?;
     cmd.stdout(file.try_clone().into_diagnostic()?).stderr(file);
     let mut child = cmd.spawn().into_diagnostic()?;

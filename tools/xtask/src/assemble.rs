@@ -304,6 +304,12 @@ impl Assembly<'_> {
     }
 
     fn patch(&self, target: &str, overlay: &str) -> Result<()> {
+        if self.git(&["ls-files", "--", target])?.is_empty() {
+            return Err(miette!(
+                help = "give the base that the series was made for",
+                "{overlay} changes {target}, which the base has not"
+            ));
+        }
         let (content, _) = (self.read)(overlay)?;
         let text = String::from_utf8_lossy(&content);
         let headers: Vec<&str> = text

@@ -182,27 +182,29 @@ fn import(ctx: &Ctx, dir: &Path, tarball: ChildStdout, name: &str) -> Result<()>
     let repo = Repo::new(dir.join("repo.git"));
     fs::create_dir_all(&repo.dir).into_diagnostic()?;
     repo.git(["init", "--quiet", "--bare", "--initial-branch", BRANCH])?;
+    let log = ctx.cache.log("import");
     let mut child = repo
         .command()
         .args(["fast-import", "--quiet", "--done", "--depth=0"])
         .stdin(Stdio::piped())
+        .stderr(File::create(&log).into_diagnostic()?)
         .spawn()
         .into_diagnostic()
         .wrap_err("cannot run git fast-import")?;
     let stdin = child.stdin.take().expect("stdin is piped");
-    let written = write_import(
-        BufWriter::new(stdin),
-        tarball,
-        name,
-        ctx.ui.bar("import", FILES),
-    );
+    let bar = ctx.ui.bar("import", FILES);
+    let written = write_import(BufWriter::new(stdin), tarball, name, bar);
     let status = child.wait().into_diagnostic()?;
-    if !status.success() {
-        return Err(miette!(
-            "git fast-import failed ({status}); is the disk full?"
-        ));
-    }
-    if written? == 0 {
+    let files = match written {
+        // When git gave up, the pipe to it broke: git knows why.
+        Err(error) if !error.to_string().contains("Broken pipe") => return Err(error),
+        Ok(files) if status.success() => files,
+        _ => {
+            let why = run::tail_of(&log)?;
+            return Err(miette!("git cannot import {name}:\n{why}"));
+        }
+    };
+    if files == 0 {
         return Err(miette!("{name} holds no files"));
     }
     must_be_kernel(name, &|path| {
@@ -306,7 +308,13 @@ fn from_tree(ctx: &Ctx, tree: &Path) -> Result<PathBuf> {
     must_be_kernel(&name, &|path| {
         ask(&["cat-file", "-e", &format!("{commit}:{path}")])
     })?;
-    let dirty = ask(&["status", "--porcelain", "--untracked-files=no"])?;
+    // A bare repository has nothing uncommitted.
+    let bare = ask(&["rev-parse", "--is-bare-repository"])? == "true";
+    let dirty = if bare {
+        String::new()
+    } else {
+        ask(&["status", "--porcelain", "--untracked-files=no"])?
+    };
     if let Some(first) = dirty.lines().next() {
         return Err(miette!(
             help = "commit or stash them: the series is based on what is committed",

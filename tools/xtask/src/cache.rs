@@ -45,8 +45,8 @@ impl Cache {
         self.root.join(relative)
     }
 
-    pub fn log(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.root.join("logs").join(format!("{name}.log")))
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{name}.log"))
     }
 
     /// Builds the directory `relative` with `fill`, unless it is already there.

@@ -405,7 +405,7 @@ fn write_back(ctx: &Ctx, edited: &Edited, all: &Assembled) -> Result<Vec<String>
         Some(file) => assemble::read(&ctx.root, path).ok().as_ref() != Some(file),
         None => true,
     });
-    let own = Repo::new(&ctx.root);
+    let own = Repo::users(&ctx.root);
     let touched: BTreeSet<&String> = target.keys().collect();
     if !touched.is_empty() {
         let mut args = vec!["status", "--porcelain", "--untracked-files=all", "--"];

@@ -16,6 +16,9 @@ use crate::{Ctx, run};
 /// The branch of our repository that holds the series.
 pub const BRANCH: &str = "vfio-get-unmapped-area";
 
+/// The names of the exported files, for the next export to remove.
+const EXPORTED: &str = ".exported";
+
 /// A patch of the export and what the checks said about it.
 #[derive(Debug)]
 pub struct Patch {
@@ -38,9 +41,20 @@ pub fn export(
     fs::create_dir_all(out)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot create {}", out.display()))?;
-    // Only what an earlier export left there.
-    for file in patches_in(out)? {
-        fs::remove_file(&file).into_diagnostic()?;
+    // Only what an earlier export left there, by its own list.
+    let list = out.join(EXPORTED);
+    for name in fs::read_to_string(&list).unwrap_or_default().lines() {
+        let file = out.join(name);
+        if file.exists() {
+            fs::remove_file(&file).into_diagnostic()?;
+        }
+    }
+    if let Some(other) = patches_in(out)?.first() {
+        return Err(miette!(
+            help = "give an empty directory with --out",
+            "{} is not of this series",
+            other.display()
+        ));
     }
     let tip = &made
         .last()
@@ -82,6 +96,11 @@ pub fn export(
             made.len()
         ));
     }
+    let names: String = files
+        .iter()
+        .filter_map(|file| Some(format!("{}\n", file.file_name()?.to_string_lossy())))
+        .collect();
+    fs::write(&list, names).into_diagnostic()?;
     Ok(files)
 }
 
@@ -90,11 +109,8 @@ fn patches_in(dir: &Path) -> Result<Vec<PathBuf>> {
         .into_diagnostic()?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.ends_with(".patch")
-                && name.as_bytes()[..4.min(name.len())]
-                    .iter()
-                    .all(u8::is_ascii_digit)
+            path.extension()
+                .is_some_and(|extension| extension == "patch")
         })
         .collect();
     files.sort();

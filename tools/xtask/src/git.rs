@@ -47,10 +47,12 @@ pub fn setting(dir: &Path, key: &str) -> Option<String> {
         .filter(|value| !value.is_empty())
 }
 
-/// A repository or worktree of ours.
+/// A repository or worktree.
 #[derive(Clone)]
 pub struct Repo {
     pub dir: PathBuf,
+    /// Whether the user's configuration applies: it may say whose repositories git trusts.
+    users: bool,
 }
 
 /// Removes what a surrounding git (a hook, a rebase) would impose on a command.
@@ -68,17 +70,30 @@ pub fn clean(cmd: &mut Command) -> &mut Command {
 
 impl Repo {
     pub fn new(dir: impl Into<PathBuf>) -> Repo {
-        Repo { dir: dir.into() }
+        Repo {
+            dir: dir.into(),
+            users: false,
+        }
+    }
+
+    /// The repository that this program belongs to.
+    pub fn users(dir: impl Into<PathBuf>) -> Repo {
+        Repo {
+            dir: dir.into(),
+            users: true,
+        }
     }
 
     pub fn command(&self) -> Command {
         let mut cmd = Command::new("git");
-        clean(&mut cmd)
-            .arg("-C")
-            .arg(&self.dir)
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("LC_ALL", "C");
+        clean(&mut cmd).arg("-C").arg(&self.dir).env("LC_ALL", "C");
+        if self.users {
+            // What somebody ignores everywhere may be a part of the series here.
+            cmd.args(["-c", "core.excludesFile=/dev/null"]);
+        } else {
+            cmd.env("GIT_CONFIG_GLOBAL", "/dev/null")
+                .env("GIT_CONFIG_NOSYSTEM", "1");
+        }
         cmd
     }
 

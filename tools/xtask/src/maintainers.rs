@@ -43,16 +43,27 @@ fn insert_one(text: &str, entry: &str) -> Result<String> {
     if titles.iter().any(|(_, other)| *other == title) {
         return Err(miette!("the base's MAINTAINERS already has `{title}`"));
     }
-    // The file is not perfectly sorted: the place is between two neighbours that are, where there
-    // is such a place, and in front of the last entry ("THE REST") otherwise.
-    let between = titles
-        .windows(2)
-        .find(|pair| pair[0].1 < title && title < pair[1].1);
-    let at = between
-        .map(|pair| pair[1].0)
-        .or_else(|| titles.last().map(|last| last.0))
-        .ok_or_else(|| miette!("the base's MAINTAINERS has no entries"))?;
+    let at =
+        place(&titles, title).ok_or_else(|| miette!("the base's MAINTAINERS has no entries"))?;
     Ok(format!("{}{entry}\n\n{}", &text[..at], &text[at..]))
+}
+
+/// Where a new entry goes. The file is not perfectly sorted, so it is the place that has the fewest
+/// entries on the wrong side of it; "THE REST" stays last.
+fn place(titles: &[(usize, &str)], new: &str) -> Option<usize> {
+    let mut wrong = titles.iter().filter(|(_, title)| *title < new).count();
+    let mut best = (wrong, titles.first()?.0);
+    for pair in titles.windows(2) {
+        if pair[0].1 < new {
+            wrong -= 1;
+        } else {
+            wrong += 1;
+        }
+        if wrong < best.0 {
+            best = (wrong, pair[1].0);
+        }
+    }
+    Some(best.1)
 }
 
 /// Offset and text of every entry's title: a line after an empty one, before an `X:` line.
@@ -128,6 +139,18 @@ M:\tD <d@d>
         );
         assert!(
             out.contains("\n\nZZZ\nM:\tN <n@n>\nF:\tz\n\nTHE REST\n"),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn misplaced_neighbours_do_not_mislead() {
+        // As in the kernel's own file, where single entries are out of order.
+        let base =
+            "H\n\nA\nF:\ta\n\nZ\nF:\tz\n\nB\nF:\tb\n\nC\nF:\tc\n\nX\nF:\tx\n\nTHE REST\nF:\tr\n";
+        let out = insert(base, "D\nM:\tE <e@e>\n", &me()).unwrap();
+        assert!(
+            out.contains("\n\nC\nF:\tc\n\nD\nM:\tE <e@e>\n\nX\n"),
             "{out}"
         );
     }

@@ -119,9 +119,14 @@ impl Report {
                 Outcome::Failed(why) => ("FAILED", why),
                 Outcome::Skipped(why) => ("skipped", why),
             };
+            let name = if case.name == case.group {
+                String::new()
+            } else {
+                format!(" {}", case.name)
+            };
             out.push_str(&format!(
-                "{word}: {} {} {}: {why}\n",
-                case.stage, case.group, case.name
+                "{word}: {} {}{name}: {why}\n",
+                case.stage, case.group
             ));
         }
         let (passed, failed, skipped) = self.count(None);

@@ -76,7 +76,7 @@ fn failure(cmd: &Command, stderr: &[u8]) -> miette::Report {
 /// Runs a long command: everything it prints goes to a log of that name, a bar counts its lines
 /// against the last run (or `estimate`), and a failure names the log and shows its end.
 pub fn logged(ctx: &Ctx, log: &str, label: &str, estimate: u64, mut cmd: Command) -> Result<()> {
-    let path = ctx.cache.log(log)?;
+    let path = ctx.cache.log(log);
     let mut file = File::create(&path).into_diagnostic()?;
     writeln!(file, "$ {}", shown(&cmd)).into_diagnostic()?;
     let (reader, writer) = std::io::pipe().into_diagnostic()?;

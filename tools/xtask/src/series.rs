@@ -95,7 +95,7 @@ impl Series {
             .map(|name| Commit::parse(name, &read(name)?))
             .collect::<Result<Vec<_>>>()?;
         let cover = parse_cover(&read(COVER)?)?;
-        let files = Repo::new(root)
+        let files = Repo::users(root)
             .git([
                 "ls-files",
                 "-z",

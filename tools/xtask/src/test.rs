@@ -44,6 +44,27 @@ impl Selection<'_> {
                 .0
                 .is_some_and(|only| only == label || label.split('/').any(|part| part == only))
     }
+
+    /// A name that selects nothing is found out before anything is built for it.
+    fn must_match(&self, all: &Assembled) -> Result<()> {
+        let sources = all.tree.dir.join("tools/testing/selftests/vfio");
+        let items = plan(&vm::programs(&sources, "_test.c")?);
+        let known = STAGES.iter().any(|stage| self.stage(stage))
+            || COMPILE
+                .iter()
+                .any(|config| self.test("compile", config.name))
+            || items.iter().any(|item| self.test("vm", &item.label()));
+        match self.0 {
+            Some(only) if !known => Err(miette!(
+                help = format!(
+                    "name a stage ({}) or a test as the summary names it",
+                    STAGES.join(", ")
+                ),
+                "--only {only} selects no test"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 pub fn test(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> {
@@ -55,20 +76,12 @@ pub fn test(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> {
     if STAGES[1..].iter().any(|stage| select.stage(stage))
         || only.is_some_and(|only| !STAGES.contains(&only))
     {
-        kernel_stages(ctx, base, &select, &mut report)?;
+        // What keeps the stages from running is a failure like any other, and is counted.
+        if let Err(error) = kernel_stages(ctx, base, &select, &mut report) {
+            report.check::<()>("setup", "what the stages stand on", Err(error));
+        }
     }
-    let text = report.render();
-    if text.lines().count() == 2 {
-        return Err(miette!(
-            help = format!(
-                "name a stage ({}) or a test as the table names it",
-                STAGES.join(", ")
-            ),
-            "--only {} selects no test",
-            only.unwrap_or_default()
-        ));
-    }
-    print!("{text}");
+    print!("{}", report.render());
     match report.failed() {
         0 => Ok(()),
         // The last line has said it.
@@ -120,6 +133,7 @@ fn kernel_stages(
     {
         report.note(format!("thp: {said}"));
     }
+    select.must_match(&all)?;
     let compile: Vec<&Config> = COMPILE
         .iter()
         .filter(|config| select.test("compile", config.name))
@@ -325,7 +339,7 @@ fn plan(programs: &[String]) -> Vec<Item> {
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
-    let plan = plan(&vm::programs(vm.tests)?);
+    let plan = plan(&vm::programs(vm.tests, "_test")?);
     let selected = plan
         .into_iter()
         .filter(|item| select.test("vm", &item.label()));

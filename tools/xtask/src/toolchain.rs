@@ -233,6 +233,8 @@ impl Toolchain {
             .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
             .env("KBUILD_BUILD_USER", "xtask")
             .env("KBUILD_BUILD_HOST", "xtask")
+            .env_remove("CROSS_COMPILE")
+            .env_remove("KBUILD_OUTPUT")
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL");
         if arch == "sh" {

@@ -112,7 +112,7 @@ impl Vm<'_> {
             .collect();
         fs::write(dir.join("devices"), devices).into_diagnostic()?;
         add("/devices", &dir.join("devices"), "0644");
-        for program in programs(self.tests)? {
+        for program in programs(self.tests, "_test")? {
             add(
                 &format!("/tests/{program}"),
                 &self.tests.join(&program),
@@ -262,13 +262,14 @@ impl Vm<'_> {
     }
 }
 
-/// The selftests in a directory, by name.
-pub fn programs(dir: &Path) -> Result<Vec<String>> {
+/// The selftests in a directory, by name: the programs, or their sources.
+pub fn programs(dir: &Path, ending: &str) -> Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .into_diagnostic()
-        .wrap_err("the selftests were not built")?
+        .wrap_err_with(|| format!("there are no selftests in {}", dir.display()))?
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.starts_with("vfio_") && name.ends_with("_test"))
+        .filter(|name| name.starts_with("vfio_") && name.ends_with(ending))
+        .map(|name| name.trim_end_matches(".c").to_owned())
         .collect();
     names.sort();
     Ok(names)
@@ -292,13 +293,13 @@ struct Machine {
 
 impl Machine {
     fn start(ctx: &Ctx, name: &str, mut cmd: Command, dir: &Path) -> Result<Machine> {
-        let console = ctx.cache.log(&format!("vm-{name}-console"))?;
+        let console = ctx.cache.log(&format!("vm-{name}-console"));
         let results = dir.join("results");
         for file in [&console, &results] {
             File::create(file).into_diagnostic()?;
         }
         // QEMU speaks of every DMA fault that a test provokes.
-        let messages = ctx.cache.log(&format!("vm-{name}-qemu"))?;
+        let messages = ctx.cache.log(&format!("vm-{name}-qemu"));
         let stderr = File::create(&messages).into_diagnostic()?;
         cmd.args(["-display", "none", "-serial"])
             .arg(format!("file:{}", console.display()))
