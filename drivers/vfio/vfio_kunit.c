@@ -178,6 +178,7 @@ static struct kunit_suite placement_suite = {
 	.init = placement_init,
 	.test_cases = placement_test_cases,
 };
+
 kunit_test_suite(placement_suite);
 
 MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");

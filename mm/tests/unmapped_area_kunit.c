@@ -32,9 +32,9 @@ static unsigned long exact(unsigned long addr, unsigned long len,
 	return ret;
 }
 
-static unsigned long upto(unsigned long addr, unsigned long len,
-			  unsigned long flags, unsigned long pfn,
-			  unsigned int order)
+static unsigned long up_to(unsigned long addr, unsigned long len,
+			   unsigned long flags, unsigned long pfn,
+			   unsigned int order)
 {
 	unsigned long ret;
 
@@ -125,6 +125,7 @@ static void exact_desc(const struct exact_case *c, char *desc)
 {
 	strscpy(desc, c->name, KUNIT_PARAM_DESC_SIZE);
 }
+
 KUNIT_ARRAY_PARAM(exact, exact_cases, exact_desc);
 
 static void exact_order_test(struct kunit *test)
@@ -144,8 +145,8 @@ static void exact_errors_test(struct kunit *test)
 {
 	KUNIT_EXPECT_EQ(test, (long)exact(0, TASK_SIZE, 0, 0, 9), -ENOMEM);
 	KUNIT_EXPECT_EQ(test, (long)exact(0, -PAGE_SIZE, 0, 0, 9), -ERANGE);
-	KUNIT_EXPECT_EQ(test, (long)upto(0, TASK_SIZE, 0, 0, 9), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, (long)upto(0, -PAGE_SIZE, 0, 0, 9), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, (long)up_to(0, TASK_SIZE, 0, 0, 9), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, (long)up_to(0, -PAGE_SIZE, 0, 0, 9), -ENOMEM);
 }
 
 /* Every pair of a random start and length gets the leaf of the contract. */
@@ -158,7 +159,7 @@ static void order_random_test(struct kunit *test)
 		unsigned long pfn = get_random_u32() >> get_random_u32_below(20);
 		unsigned long pages = 1 + get_random_u32_below(1 << 20);
 		unsigned int max = get_random_u32_below(24), want = 0;
-		unsigned long addr = upto(0, pages << PAGE_SHIFT, 0, pfn, max);
+		unsigned long addr = up_to(0, pages << PAGE_SHIFT, 0, pfn, max);
 
 		for (int j = 0; j < nr; j++) {
 			if (orders[j] <= max && holds_block(pfn, pages, orders[j]))
@@ -176,10 +177,10 @@ static void order_extreme_test(struct kunit *test)
 {
 	unsigned long len = PAGE_SIZE << 19;
 
-	KUNIT_EXPECT_EQ(test, upto(0, len, 0, 0, 0), by_default(0, len, 0));
-	KUNIT_EXPECT_EQ(test, upto(0, len, 0, 0, 1), by_default(0, len, 0));
-	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(upto(0, len, 0, 0, UINT_MAX)));
-	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(upto(0, len, 0, ULONG_MAX, 63)));
+	KUNIT_EXPECT_EQ(test, up_to(0, len, 0, 0, 0), by_default(0, len, 0));
+	KUNIT_EXPECT_EQ(test, up_to(0, len, 0, 0, 1), by_default(0, len, 0));
+	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(up_to(0, len, 0, 0, UINT_MAX)));
+	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(up_to(0, len, 0, ULONG_MAX, 63)));
 }
 
 static void hint_test(struct kunit *test)
@@ -192,14 +193,14 @@ static void hint_test(struct kunit *test)
 	hint = ALIGN(room, len) + PAGE_SIZE;
 
 	/* Taken: ignored */
-	KUNIT_EXPECT_NE(test, upto(hint, len, 0, 0, PMD_ORDER), hint);
+	KUNIT_EXPECT_NE(test, up_to(hint, len, 0, 0, PMD_ORDER), hint);
 	if (IS_ENABLED(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP))
-		EXPECT_CONGRUENT(test, upto(hint, len, 0, 0, PMD_ORDER), 0,
+		EXPECT_CONGRUENT(test, up_to(hint, len, 0, 0, PMD_ORDER), 0,
 				 PMD_ORDER);
 
 	/* Free: it wins, though it is not aligned */
 	KUNIT_ASSERT_EQ(test, vm_munmap(hint, len), 0);
-	KUNIT_EXPECT_EQ(test, upto(hint, len, 0, 0, PMD_ORDER), hint);
+	KUNIT_EXPECT_EQ(test, up_to(hint, len, 0, 0, PMD_ORDER), hint);
 }
 
 static void map_fixed_test(struct kunit *test)
@@ -210,9 +211,9 @@ static void map_fixed_test(struct kunit *test)
 	KUNIT_ASSERT_FALSE(test, IS_ERR_VALUE(room));
 	fixed = ALIGN(room, len) + PAGE_SIZE;
 
-	KUNIT_EXPECT_EQ(test, upto(fixed, len, MAP_FIXED, 0, PMD_ORDER), fixed);
+	KUNIT_EXPECT_EQ(test, up_to(fixed, len, MAP_FIXED, 0, PMD_ORDER), fixed);
 	KUNIT_EXPECT_EQ(test, exact(fixed, len, MAP_FIXED, 0, PMD_ORDER), fixed);
-	KUNIT_EXPECT_EQ(test, (long)upto(fixed, TASK_SIZE, MAP_FIXED, 0, PMD_ORDER),
+	KUNIT_EXPECT_EQ(test, (long)up_to(fixed, TASK_SIZE, MAP_FIXED, 0, PMD_ORDER),
 			(long)by_default(fixed, TASK_SIZE, MAP_FIXED));
 }
 
@@ -244,8 +245,8 @@ static void little_room_test(struct kunit *test)
 
 	fill(test, &hole);
 	KUNIT_EXPECT_EQ(test, (long)exact(0, len, 0, 0, PMD_ORDER), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, upto(0, len, 0, 0, PMD_ORDER), hole.start);
-	KUNIT_EXPECT_EQ(test, (long)upto(0, len + PAGE_SIZE, 0, 0, PMD_ORDER),
+	KUNIT_EXPECT_EQ(test, up_to(0, len, 0, 0, PMD_ORDER), hole.start);
+	KUNIT_EXPECT_EQ(test, (long)up_to(0, len + PAGE_SIZE, 0, 0, PMD_ORDER),
 			-ENOMEM);
 
 	/* With room for it the block is found, wherever it is in the hole. */
@@ -259,9 +260,8 @@ static int topdown_init(struct kunit *test)
 {
 	int ret;
 
-	/* What the test maps would be aligned by a 32-bit task's rules. */
 	if (!IS_ENABLED(CONFIG_64BIT))
-		kunit_skip(test, "a 32-bit address space is never aligned");
+		kunit_skip(test, "a 32-bit machine never aligns");
 
 	ret = kunit_attach_mm();
 	if (ret)

@@ -11,7 +11,7 @@ use crate::assemble::Made;
 use crate::base::Base;
 use crate::git::{Identity, Repo};
 use crate::series::Series;
-use crate::{Ctx, run};
+use crate::{Ctx, cache, run};
 
 /// The branch of our repository that holds the series.
 pub const BRANCH: &str = "vfio-get-unmapped-area";
@@ -32,36 +32,20 @@ pub struct Patch {
 
 /// Writes the patches and the cover letter to `out` and returns the files, the cover letter first.
 pub fn export(
+    ctx: &Ctx,
     base: &Base,
     series: &Series,
     made: &[Made],
     identity: &Identity,
     out: &Path,
 ) -> Result<Vec<PathBuf>> {
-    fs::create_dir_all(out)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot create {}", out.display()))?;
-    // Only what an earlier export left there, by its own list.
-    let list = out.join(EXPORTED);
-    for name in fs::read_to_string(&list).unwrap_or_default().lines() {
-        let file = out.join(name);
-        if file.exists() {
-            fs::remove_file(&file).into_diagnostic()?;
-        }
-    }
-    if let Some(other) = patches_in(out)?.first() {
-        return Err(miette!(
-            help = "give an empty directory with --out",
-            "{} is not of this series",
-            other.display()
-        ));
-    }
     let tip = &made
         .last()
         .ok_or_else(|| miette!("the series is empty"))?
         .id;
     base.repo
         .git(["update-ref", &format!("refs/heads/{BRANCH}"), tip])?;
+    let fresh = cache::fresh(&ctx.cache.path("export"))?;
     let mut cmd = base.repo.command();
     // The description of the branch is where format-patch finds the text of the cover letter.
     cmd.env("GIT_CONFIG_COUNT", "1")
@@ -85,36 +69,55 @@ pub fn export(
             &base.commit,
             "-o",
         ])
-        .arg(std::path::absolute(out).into_diagnostic()?)
+        .arg(&fresh)
         .arg(format!("{}..{BRANCH}", base.commit));
     run::output(&mut cmd)?;
-    let files = patches_in(out)?;
-    if files.len() != made.len() + 1 {
+    let names = patches_in(&fresh)?;
+    if names.len() != made.len() + 1 {
         return Err(miette!(
             "git format-patch wrote {} files for {} commits",
-            files.len(),
+            names.len(),
             made.len()
         ));
     }
-    let names: String = files
-        .iter()
-        .filter_map(|file| Some(format!("{}\n", file.file_name()?.to_string_lossy())))
-        .collect();
-    fs::write(&list, names).into_diagnostic()?;
-    Ok(files)
+
+    fs::create_dir_all(out)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot create {}", out.display()))?;
+    // Only what an earlier export left there goes away, by its own list.
+    let list = out.join(EXPORTED);
+    let earlier = fs::read_to_string(&list).unwrap_or_default();
+    let foreign = patches_in(out)?
+        .into_iter()
+        .find(|name| !earlier.lines().any(|line| line == name));
+    if let Some(foreign) = foreign {
+        return Err(miette!(
+            help = "give an empty directory with --out",
+            "{} is not of this series",
+            out.join(foreign).display()
+        ));
+    }
+    // Both exports are on the list while the one replaces the other.
+    fs::write(&list, format!("{}\n{earlier}", names.join("\n"))).into_diagnostic()?;
+    for name in patches_in(out)? {
+        fs::remove_file(out.join(name)).into_diagnostic()?;
+    }
+    for name in &names {
+        fs::copy(fresh.join(name), out.join(name)).into_diagnostic()?;
+    }
+    fs::write(&list, format!("{}\n", names.join("\n"))).into_diagnostic()?;
+    Ok(names.iter().map(|name| out.join(name)).collect())
 }
 
-fn patches_in(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+/// The names of the patches in a directory, in order.
+fn patches_in(dir: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(dir)
         .into_diagnostic()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "patch")
-        })
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.ends_with(".patch"))
         .collect();
-    files.sort();
-    Ok(files)
+    names.sort();
+    Ok(names)
 }
 
 /// A worktree of the base that holds only `paths` on disk: enough for a real `git am`, in no time.

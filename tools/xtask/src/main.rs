@@ -244,7 +244,7 @@ pub fn assembled(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
 
 fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
     let all = assembled(ctx, base)?;
-    let files = export::export(&all.base, &all.series, &all.made, &all.identity, out)?;
+    let files = export::export(ctx, &all.base, &all.series, &all.made, &all.identity, out)?;
     ctx.ui
         .step("checking each patch: rustfmt and checkpatch --strict");
     let patches = export::check(&all.tree, &all.made, &all.identity, &files[1..])?;

@@ -12,7 +12,7 @@ use crate::report::{Outcome, Report};
 use crate::series::Series;
 use crate::toolchain::{Purpose, Toolchain};
 use crate::vm::{self, Item, Vm};
-use crate::{Assembled, Ctx, assemble, assembled, export, ktap, thp};
+use crate::{Assembled, Ctx, assemble, assembled, cache, export, ktap, thp};
 
 /// The stages in their order.
 const STAGES: [&str; 7] = ["unit", "overlay", "series", "thp", "build", "compile", "vm"];
@@ -254,8 +254,8 @@ fn again(all: &Assembled) -> Result<()> {
 /// The export, checked and proven as `series` does, and what b4 makes of it.
 fn series(ctx: &Ctx, all: &Assembled, report: &mut Report) -> Result<()> {
     ctx.ui.step("exporting, checking and proving the series");
-    let out = ctx.cache.path("series");
-    let files = export::export(&all.base, &all.series, &all.made, &all.identity, &out);
+    let out = cache::fresh(&ctx.cache.path("series"))?;
+    let files = export::export(ctx, &all.base, &all.series, &all.made, &all.identity, &out);
     let Some(files) = report.check("series", "git format-patch", files) else {
         return Ok(());
     };
