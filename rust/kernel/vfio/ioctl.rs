@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The ioctls that the VFIO core leaves to drivers.
+//!
+//! C header: [`include/uapi/linux/vfio.h`](srctree/include/uapi/linux/vfio.h)
+
+use super::{
+    irq,
+    Device,
+    Opened,
+    Operations, //
+};
+use crate::{
+    bindings,
+    ioctl::_IO,
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+use core::mem::offset_of;
+
+/// The number of an ioctl of VFIO.
+const fn number(nr: u32) -> u32 {
+    // CAST: `VFIO_TYPE` is a character.
+    _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
+}
+
+const GET_INFO: u32 = number(7);
+const GET_IRQ_INFO: u32 = number(9);
+const SET_IRQS: u32 = number(10);
+const RESET: u32 = number(11);
+
+/// `struct vfio_device_info` without what is optional, as its four `u32`s.
+type DeviceInfo = [u32; 4];
+static_assert!(offset_of!(bindings::vfio_device_info, num_irqs) == 3 * size_of::<u32>());
+
+/// `struct vfio_irq_info`, as its four `u32`s.
+type IrqInfo = [u32; 4];
+static_assert!(size_of::<bindings::vfio_irq_info>() == size_of::<IrqInfo>());
+
+/// The fields of `struct vfio_irq_set` that precede the data, as its five `u32`s.
+type IrqSet = [u32; irq::Request::FIELDS];
+static_assert!(offset_of!(bindings::vfio_irq_set, count) == 4 * size_of::<u32>());
+static_assert!(irq::Request::FIELDS == 5);
+
+/// Decodes an ioctl and calls the method of the driver that it is for.
+pub(super) fn dispatch<T: Operations>(
+    device: &Device<T, Opened>,
+    this: Pin<&T::OpenData<'_>>,
+    cmd: u32,
+    arg: usize,
+) -> Result<isize> {
+    const_assert!(
+        T::HAS_IRQ_INFO || !T::HAS_SET_IRQS,
+        "a driver with `set_irqs` must have `irq_info`"
+    );
+
+    let user = UserPtr::from_addr(arg);
+
+    match cmd {
+        GET_INFO => {
+            let (mut reader, mut writer) =
+                UserSlice::new(user, size_of::<DeviceInfo>()).reader_writer();
+
+            let [argsz, ..] = reader.read::<DeviceInfo>()?;
+            if (argsz as usize) < size_of::<DeviceInfo>() {
+                return Err(EINVAL);
+            }
+
+            let info = T::info(device, this);
+            let mut flags = info.kind as u32;
+            if T::HAS_RESET {
+                flags |= bindings::VFIO_DEVICE_FLAGS_RESET;
+            }
+            writer.write::<DeviceInfo>(&[argsz, flags, info.num_regions, info.num_irqs])?;
+            Ok(0)
+        }
+        GET_IRQ_INFO if T::HAS_IRQ_INFO => {
+            let (mut reader, mut writer) =
+                UserSlice::new(user, size_of::<IrqInfo>()).reader_writer();
+
+            let [argsz, _, index, _] = reader.read::<IrqInfo>()?;
+            if (argsz as usize) < size_of::<IrqInfo>() {
+                return Err(EINVAL);
+            }
+
+            let info = irq_info(device, this, index)?;
+            writer.write::<IrqInfo>(&[argsz, info.flags.into(), index, info.count])?;
+            Ok(0)
+        }
+        SET_IRQS if T::HAS_SET_IRQS => {
+            let fields = UserSlice::new(user, size_of::<IrqSet>())
+                .reader()
+                .read::<IrqSet>()?;
+            let data = user.wrapping_byte_add(size_of::<IrqSet>());
+
+            let [_, _, index, ..] = fields;
+            let count = irq_info(device, this, index)?.count;
+            let num_irqs = T::info(device, this).num_irqs;
+
+            T::set_irqs(
+                device,
+                this,
+                irq::Request::decode(fields, data, count, num_irqs)?,
+            )?;
+            Ok(0)
+        }
+        RESET if T::HAS_RESET => {
+            T::reset(device, this)?;
+            Ok(0)
+        }
+        _ if T::HAS_IOCTL => T::ioctl(device, this, cmd, arg),
+        _ => Err(ENOTTY),
+    }
+}
+
+/// Asks the driver for the interrupts `index`, if it has them.
+fn irq_info<T: Operations>(
+    device: &Device<T, Opened>,
+    this: Pin<&T::OpenData<'_>>,
+    index: u32,
+) -> Result<irq::Info> {
+    if index >= T::info(device, this).num_irqs {
+        return Err(EINVAL);
+    }
+    T::irq_info(device, this, index)
+}

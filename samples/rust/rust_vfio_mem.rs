@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Rust VFIO sample: a device that is memory.
+//!
+//! It has one region, which userspace can read, write and map, and one interrupt, which it can
+//! trigger itself. There is no hardware. Userspace opens the device through its IOMMU group or
+//! through `/dev/vfio/devices/vfioX`, as any other.
+
+use kernel::{
+    eventfd, faux, new_mutex,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sizes::SZ_4M,
+    sync::Mutex,
+    uaccess::{
+        UserSliceReader,
+        UserSliceWriter, //
+    },
+    vfio::{
+        self,
+        emulated,
+        irq,
+        placement,
+        region, //
+    },
+};
+
+module! {
+    type: SampleModule,
+    name: "rust_vfio_mem",
+    authors: ["Rust for Linux Contributors"],
+    description: "Rust VFIO sample: a device that is memory",
+    license: "GPL",
+}
+
+/// The only region.
+const MEMORY: u32 = 0;
+const MEMORY_SIZE: usize = SZ_4M;
+
+/// The largest piece of the region that is worth an address of its own: all of it.
+const MEMORY_ORDER: u32 = MEMORY_SIZE.ilog2() - PAGE_SHIFT as u32;
+
+/// The only interrupt.
+const DOORBELL: u32 = 0;
+
+struct MemDriver;
+
+/// What the device is, from when it is registered until it is unregistered.
+struct Hardware {
+    memory: vfio::Memory,
+}
+
+/// What its user has set up, from the first open to the last close.
+#[pin_data]
+struct Session<'open> {
+    hardware: &'open Hardware,
+    #[pin]
+    doorbell: Mutex<Option<eventfd::Context>>,
+}
+
+#[vtable]
+impl vfio::Operations for MemDriver {
+    type RegistrationData<'bound> = Hardware;
+    type OpenData<'open> = Session<'open>;
+
+    fn open<'open, 'bound: 'open>(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        hardware: Pin<&'open Hardware>,
+    ) -> impl PinInit<Session<'open>, Error> {
+        // A user finds the device as it was when it was loaded.
+        hardware.memory.clear();
+
+        try_pin_init!(Session {
+            hardware: hardware.get_ref(),
+            doorbell <- new_mutex!(None),
+        })
+    }
+
+    fn info(_device: &vfio::Device<Self, vfio::Opened>, _this: Pin<&Session<'_>>) -> vfio::Info {
+        vfio::Info {
+            kind: vfio::Kind::Other,
+            num_regions: MEMORY + 1,
+            num_irqs: DOORBELL + 1,
+        }
+    }
+
+    fn region_info(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        index: u32,
+        _capabilities: &mut region::Capabilities<'_>,
+    ) -> Result<region::Info> {
+        match index {
+            MEMORY => Ok(region::Info {
+                size: this.hardware.memory.size(),
+                flags: region::Flag::Read | region::Flag::Write | region::Flag::Mmap,
+            }),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn read(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        position: region::Position,
+        buffer: &mut UserSliceWriter,
+    ) -> Result {
+        match position.index {
+            MEMORY => this.hardware.memory.read(position, buffer),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn write(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        position: region::Position,
+        buffer: &mut UserSliceReader,
+    ) -> Result {
+        match position.index {
+            MEMORY => this.hardware.memory.write(position, buffer),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn mmap(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        mapping: &region::Mapping<'_>,
+    ) -> Result {
+        match mapping.position().index {
+            MEMORY => this.hardware.memory.map(mapping),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn get_unmapped_area<'request>(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session<'_>>,
+        request: placement::Request<'request>,
+    ) -> Result<vfio::Placement<'request>> {
+        // Addresses that look like the offsets they stand for are of no use to memory that is
+        // mapped page by page. A device whose memory lies together would gain larger leaves.
+        match request.position().index {
+            MEMORY => Ok(request.congruent_to_offset(MEMORY_ORDER)),
+            _ => Ok(request.anywhere()),
+        }
+    }
+
+    fn irq_info(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session<'_>>,
+        index: u32,
+    ) -> Result<irq::Info> {
+        match index {
+            DOORBELL => Ok(irq::Info {
+                count: 1,
+                flags: irq::Flag::EventFd.into(),
+            }),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn set_irqs(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        request: irq::Request,
+    ) -> Result {
+        if request.action != irq::Action::Trigger {
+            return Err(EINVAL);
+        }
+
+        let mut doorbell = this.doorbell.lock();
+        let ring = match request.data {
+            irq::Data::None if request.count == 0 => {
+                *doorbell = None;
+                false
+            }
+            irq::Data::None => true,
+            irq::Data::Bool(which) => which.iter().any(|ring| *ring),
+            irq::Data::EventFd(eventfds) => {
+                *doorbell = eventfds.into_iter().next().flatten();
+                false
+            }
+        };
+
+        if ring {
+            if let Some(eventfd) = &*doorbell {
+                eventfd.signal();
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(_device: &vfio::Device<Self, vfio::Opened>, this: Pin<&Session<'_>>) -> Result {
+        this.hardware.memory.clear();
+        *this.doorbell.lock() = None;
+        Ok(())
+    }
+}
+
+// The registration goes before its parent does.
+struct SampleModule {
+    _registration: emulated::Registration<MemDriver>,
+    _parent: faux::Registration,
+}
+
+impl kernel::Module for SampleModule {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let parent = faux::Registration::new(c"rust_vfio_mem", None)?;
+        let hardware = Hardware {
+            memory: vfio::Memory::new(MEMORY_SIZE)?,
+        };
+        let registration = emulated::Registration::new(parent.as_ref().as_ref(), Ok(hardware))?;
+
+        dev_info!(
+            parent.as_ref(),
+            "ready as {}\n",
+            registration.device().as_ref().name()
+        );
+
+        Ok(Self {
+            _registration: registration,
+            _parent: parent,
+        })
+    }
+}
