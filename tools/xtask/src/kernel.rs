@@ -78,6 +78,8 @@ pub struct Kernel<'a> {
     pub tree: &'a Repo,
     /// Where the object trees of this base are.
     pub objects: PathBuf,
+    /// Whether the tree has all of the series: a prefix lacks symbols that a later commit adds.
+    pub whole: bool,
 }
 
 impl<'a> Kernel<'a> {
@@ -87,6 +89,7 @@ impl<'a> Kernel<'a> {
             toolchain,
             tree: &all.tree,
             objects: all.base.dir.clone(),
+            whole: true,
         }
     }
 
@@ -122,7 +125,10 @@ impl<'a> Kernel<'a> {
         resolve.arg("olddefconfig");
         run::output(&mut resolve)?;
         let got = fs::read_to_string(out.join(".config")).into_diagnostic()?;
-        let refused = refused(&wanted, &got);
+        let mut refused = refused(&wanted, &got);
+        if !self.whole {
+            refused.retain(|setting| self.defines(setting));
+        }
         if !refused.is_empty() {
             return Err(miette!(
                 "the configuration {} does not take {}: what they depend on is missing in {}",
@@ -132,6 +138,16 @@ impl<'a> Kernel<'a> {
             ));
         }
         Ok(())
+    }
+
+    /// Whether the tree has the symbol of a line of `.config`.
+    fn defines(&self, setting: &str) -> bool {
+        let symbol = setting.trim_start_matches("CONFIG_");
+        let symbol = symbol.split('=').next().unwrap_or(symbol);
+        let pattern = format!("^(menu)?config {symbol}$");
+        self.tree
+            .git(["grep", "-qE", &pattern, "--", "*Kconfig*"])
+            .is_ok()
     }
 
     /// Builds `targets` in the configuration.

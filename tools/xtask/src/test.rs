@@ -437,6 +437,7 @@ pub fn each(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
             toolchain: &toolchain,
             tree: &tree,
             objects: all.base.dir.join("obj-each"),
+            whole: false,
         };
         let changed = tree.changed(&made.parent, &made.id)?;
         for config in std::iter::once(&VM).chain(COMPILE) {
