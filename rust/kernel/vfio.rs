@@ -2,9 +2,10 @@
 
 //! Abstractions for VFIO, which hands devices to userspace.
 //!
-//! A driver implements [`Operations`] and registers a device, for now one without an IOMMU of its
-//! own ([`emulated::Registration`]). Userspace opens it through the group or the character device
-//! of VFIO.
+//! A driver implements [`Operations`] for devices of one kind, which it names as their [`Base`]:
+//! those without an IOMMU of their own it registers itself ([`emulated::Registration`]), those on
+//! the PCI bus are registered when the driver is bound to them (`vfio::pci`). Userspace opens a
+//! device through its group or its character device.
 //!
 //! # Lifetimes
 //!
@@ -15,19 +16,54 @@
 //!
 //! Both lie in the one allocation that starts with the C `struct vfio_device`.
 //!
+//! # Contexts
+//!
+//! What a method of the driver may do with its device depends on the method, and is said by the
+//! second parameter of the type of the [`Device`]. What it has to answer is said by a value that
+//! only the method is given and that does not outlive the call.
+//!
+//! A device of which nothing is known may be of interest to another task
+//!
+//! ```
+//! # use kernel::vfio::{Device, Operations};
+//! # fn hand_over<T: Send>(_: T) {}
+//! fn share<T: Operations>(device: &Device<T>) {
+//!     hand_over(device);
+//! }
+//! ```
+//!
+//! while only the task that runs the callback knows that it is open:
+//!
+//! ```ignore,compile_fail,E0277
+//! # use kernel::vfio::{Device, Opened, Operations};
+//! # fn hand_over<T: Send>(_: T) {}
+//! fn share<T: Operations>(device: &Device<T, Opened>) {
+//!     hand_over(device);
+//! }
+//! ```
+//!
+//! and only for as long as that runs:
+//!
+//! ```ignore,compile_fail
+//! # use kernel::vfio::{Device, Opened, Operations};
+//! fn keep<T: Operations>(device: &Device<T, Opened>, kept: &mut &'static Device<T, Opened>) {
+//!     *kept = device;
+//! }
+//! ```
+//!
 //! # The members of `struct vfio_device_ops`
 //!
 //! | Member                 | Here                                                              |
 //! |------------------------|-------------------------------------------------------------------|
 //! | `name`                 | the name of the driver's module                                   |
-//! | `init`                 | not for drivers: data has an initializer                          |
+//! | `init`                 | fixed by [`Operations::Base`]; data has an initializer            |
 //! | `release`              | not for drivers: runs when their module may be gone               |
-//! | `bind_iommufd`         | fixed by the type of the registration                             |
-//! | `unbind_iommufd`       | fixed by the type of the registration                             |
-//! | `attach_ioas`          | fixed by the type of the registration                             |
-//! | `detach_ioas`          | fixed by the type of the registration                             |
-//! | `pasid_attach_ioas`    | fixed by the type of the registration: `NULL` if emulated         |
-//! | `pasid_detach_ioas`    | fixed by the type of the registration: `NULL` if emulated         |
+//! | `bind_iommufd`         | fixed by [`Operations::Base`]: physical or emulated               |
+//! | `unbind_iommufd`       | fixed by [`Operations::Base`]: physical or emulated               |
+//! | `attach_ioas`          | fixed by [`Operations::Base`]: physical or emulated               |
+//! | `detach_ioas`          | fixed by [`Operations::Base`]: physical or emulated               |
+//! | `pasid_attach_ioas`    | fixed by [`Operations::Base`]: physical or `NULL`                 |
+//! | `pasid_detach_ioas`    | fixed by [`Operations::Base`]: physical or `NULL`                 |
 //! | `open_device`          | [`Operations::open`]                                              |
 //! | `close_device`         | [`Drop`] of [`Operations::OpenData`]                              |
 //! | `read`                 | [`Operations::read`]                                              |
@@ -42,8 +78,8 @@
 //! | `dma_unmap`            | [`Operations::dma_unmap`]                                         |
 //! | `device_feature`       | [`Operations::feature`]                                           |
 //!
-//! A member whose method the driver does not implement is `NULL`, and the VFIO core does what it
-//! does without it.
+//! A member whose method the driver does not implement is that of the base: the function of the C
+//! code that the device is built on or, if there is none, `NULL`.
 //!
 //! Of the ioctls that the core leaves to drivers, those that are the same for all kinds of devices
 //! are decoded for [`Operations::info`], [`Operations::irq_info`], [`Operations::set_irqs`] and
@@ -64,17 +100,9 @@ use crate::{
     page::PAGE_SIZE,
     prelude::*,
     str::as_char_ptr_in_const_context,
-    sync::aref::{
-        ARef,
-        AlwaysRefCounted, //
-    },
+    sync::aref::AlwaysRefCounted,
     types::Opaque,
-    uaccess::{
-        UserPtr,
-        UserSlice,
-        UserSliceReader,
-        UserSliceWriter, //
-    },
+    uaccess::UserPtr,
     ModuleMetadata, //
 };
 use core::{
@@ -95,22 +123,26 @@ use core::{
 pub mod dma;
 pub mod emulated;
 pub mod feature;
+pub mod ioctl;
 pub mod irq;
 pub mod memory;
+#[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+pub mod pci;
 pub mod placement;
 pub mod region;
 #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
 mod tests;
-
-mod ioctl;
 
 pub use self::{
     memory::Memory,
     placement::Placement, //
 };
 
+/// The C code that a device is built on: [`emulated::Base`] or `pci::Base`.
+pub trait Base: private::Base {}
+
 /// The state of a [`Device`] that a reference stands for.
-pub trait Context: private::Sealed {}
+pub trait Context: private::Context {}
 
 /// Nothing is known of the device but that it exists.
 ///
@@ -120,14 +152,125 @@ pub struct Normal;
 /// The device is open, for as long as the callback runs that was given the reference.
 pub struct Opened;
 
-impl Context for Normal {}
-impl Context for Opened {}
+/// As [`Opened`], in [`Operations::open`].
+pub struct Opening;
+
+/// As [`Opened`], in [`Operations::reset`].
+pub struct Resetting;
+
+/// As [`Normal`], in [`Operations::matches`] and [`Operations::match_token`].
+pub struct Matching;
+
+/// As [`Normal`], in [`Operations::request`].
+pub struct Requesting;
 
 mod private {
-    pub trait Sealed {}
-    impl Sealed for super::Normal {}
-    impl Sealed for super::Opened {}
+    use super::*;
+
+    pub trait Context {}
+
+    /// What is different from base to base.
+    ///
+    /// # Safety
+    ///
+    /// - `Raw` must be a C structure that starts with a `struct vfio_device`.
+    /// - Those members of `OPS` that are not `NULL` must be functions for a device that was
+    ///   allocated with `init` of `OPS`, if it has one, and is open if the core requires that.
+    pub unsafe trait Base: 'static {
+        /// The C structure of a device.
+        type Raw;
+
+        /// The members that the driver does not implement, without `name`, `open_device` and
+        /// `close_device`.
+        const OPS: bindings::vfio_device_ops;
+
+        /// Prepares the device for [`Operations::open`].
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be the device, which must be registered and is being opened.
+        #[inline]
+        unsafe fn open(_vdev: *mut bindings::vfio_device) -> Result {
+            Ok(())
+        }
+
+        /// Undoes [`Base::open`] as the driver failed.
+        ///
+        /// # Safety
+        ///
+        /// As for [`Base::open`], which must have succeeded.
+        #[inline]
+        unsafe fn cancel(_vdev: *mut bindings::vfio_device) {}
+
+        /// Completes what [`Base::open`] prepared.
+        ///
+        /// # Safety
+        ///
+        /// As for [`Base::open`], which must have succeeded.
+        #[inline]
+        unsafe fn opened(_vdev: *mut bindings::vfio_device) {}
+
+        /// Closes the device.
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be the device, which must be open and is being closed.
+        #[inline]
+        unsafe fn close(_vdev: *mut bindings::vfio_device) {}
+
+        /// Handles an ioctl that the driver does not.
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be the device, which must be open.
+        #[inline]
+        unsafe fn ioctl(
+            _vdev: *mut bindings::vfio_device,
+            _cmd: u32,
+            _arg: usize,
+        ) -> Result<isize> {
+            Err(ENOTTY)
+        }
+
+        /// Frees what `init` of `OPS` and the use of the device have left.
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be the device, which must not be registered, and which is not used again.
+        #[inline]
+        unsafe fn release(_vdev: *mut bindings::vfio_device) {}
+    }
 }
+
+/// Lets a context stand for all that another one does.
+macro_rules! context {
+    ($($context:ident $(=> $target:ident)?),* $(,)?) => { $(
+        impl private::Context for $context {}
+        impl Context for $context {}
+
+        $(
+            impl<T: Operations> Deref for Device<T, $context> {
+                type Target = Device<T, $target>;
+
+                #[inline]
+                fn deref(&self) -> &Self::Target {
+                    // SAFETY: `self` is a device that lives, and is in the state of `$context`, for
+                    // as long as the reference to it. That includes the state of `$target`.
+                    unsafe { Device::from_raw(self.as_raw()) }
+                }
+            }
+        )?
+    )* }
+}
+
+context!(
+    Normal,
+    Opened => Normal,
+    Opening => Opened,
+    Resetting => Opened,
+    Matching => Normal,
+    Requesting => Normal,
+);
 
 /// What kind of device this is, and so how its regions and interrupts are numbered.
 #[repr(u32)]
@@ -183,11 +326,12 @@ pub struct Info {
 ///
 /// #[vtable]
 /// impl vfio::Operations for Null {
+///     type Base = vfio::emulated::Base;
 ///     type RegistrationData<'bound> = ();
 ///     type OpenData<'open> = ();
 ///
 ///     fn open<'open, 'bound: 'open>(
-///         _device: &vfio::Device<Self, vfio::Opened>,
+///         _device: &vfio::Device<Self, vfio::Opening>,
 ///         _data: Pin<&'open Self::RegistrationData<'bound>>,
 ///     ) -> impl PinInit<Self::OpenData<'open>, Error> {
 ///         Ok(())
@@ -212,6 +356,9 @@ pub struct Info {
 /// ```
 #[vtable]
 pub trait Operations: Sized + 'static {
+    /// What kind of devices the driver is for.
+    type Base: Base;
+
     /// What belongs to the device as long as it is registered.
     type RegistrationData<'bound>: Send + Sync + 'bound;
 
@@ -222,12 +369,16 @@ pub trait Operations: Sized + 'static {
     ///
     /// Calls of `open`, and drops of [`OpenData`](Self::OpenData), exclude each other.
     fn open<'open, 'bound: 'open>(
-        device: &Device<Self, Opened>,
+        device: &Device<Self, Opening>,
         data: Pin<&'open Self::RegistrationData<'bound>>,
     ) -> impl PinInit<Self::OpenData<'open>, Error>;
 
     /// Tells userspace how many regions and interrupts there are.
-    fn info(device: &Device<Self, Opened>, this: Pin<&Self::OpenData<'_>>) -> Info;
+    ///
+    /// Must be implemented for emulated devices, and if [`set_irqs`](Self::set_irqs) is.
+    fn info(_device: &Device<Self, Opened>, _this: Pin<&Self::OpenData<'_>>) -> Info {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Tells userspace of one region.
     ///
@@ -241,26 +392,24 @@ pub trait Operations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Reads from a region into `buffer`.
+    /// Reads from a region into the buffer of `access`.
     ///
-    /// The file position moves by what was put into `buffer`, if the method succeeds.
+    /// The file position moves by what was put there, if the method succeeds.
     fn read(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _position: region::Position,
-        _buffer: &mut UserSliceWriter,
+        _access: &mut region::Read,
     ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Writes what is in `buffer` to a region.
+    /// Writes what is in the buffer of `access` to a region.
     ///
-    /// The file position moves by what was taken from `buffer`, if the method succeeds.
+    /// The file position moves by what was taken from there, if the method succeeds.
     fn write(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _position: region::Position,
-        _buffer: &mut UserSliceReader,
+        _access: &mut region::Write,
     ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -335,7 +484,7 @@ pub trait Operations: Sized + 'static {
     }
 
     /// Resets the device.
-    fn reset(_device: &Device<Self, Opened>, _this: Pin<&Self::OpenData<'_>>) -> Result {
+    fn reset(_device: &Device<Self, Resetting>, _this: Pin<&Self::OpenData<'_>>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -343,20 +492,19 @@ pub trait Operations: Sized + 'static {
     fn ioctl(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _cmd: u32,
-        _arg: usize,
+        _request: ioctl::Request<'_>,
     ) -> Result<isize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Gets, sets or probes a feature that is not the VFIO core's own.
     ///
-    /// Fails with [`ENOTTY`] if the device does not have it.
+    /// Returns what the ioctl is to return. Fails with [`ENOTTY`] if the device does not have it.
     fn feature(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _request: feature::Request,
-    ) -> Result {
+        _request: feature::Request<'_>,
+    ) -> Result<c_int> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -364,15 +512,19 @@ pub trait Operations: Sized + 'static {
     ///
     /// Called again every ten seconds until the device is no longer in use. `count` is the number
     /// of calls before this one.
-    fn request(_device: &Device<Self>, _data: Pin<&Self::RegistrationData<'_>>, _count: u32) {
+    fn request(
+        _device: &Device<Self, Requesting>,
+        _data: Pin<&Self::RegistrationData<'_>>,
+        _count: u32,
+    ) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Says whether `name`, with which userspace asks a group for a device, means this one.
     ///
-    /// If not implemented, the name of the parent device does.
+    /// If not implemented, the name of the parent device does. What follows it is for the driver.
     fn matches(
-        _device: &Device<Self>,
+        _device: &Device<Self, Matching>,
         _data: Pin<&Self::RegistrationData<'_>>,
         _name: &CStr,
     ) -> Result<bool> {
@@ -381,7 +533,7 @@ pub trait Operations: Sized + 'static {
 
     /// Fails if `token`, which userspace gave when binding the device, is not the right one.
     fn match_token(
-        _device: &Device<Self>,
+        _device: &Device<Self, Matching>,
         _data: Pin<&Self::RegistrationData<'_>>,
         _token: Option<&[u8; 16]>,
     ) -> Result {
@@ -411,10 +563,11 @@ pub trait Operations: Sized + 'static {
 /// - `data` is initialised from before the device is registered until after it is unregistered.
 /// - `open` is initialised from when `open_device` succeeds until `close_device`.
 /// - `pins` is initialised, and has nothing to drop.
-/// - If `Ctx` is [`Opened`], the device is open for as long as the reference to it lives.
+/// - If `Ctx` is [`Opened`], [`Opening`] or [`Resetting`], the device is open for as long as the
+///   reference to it lives. Those in other contexts than [`Normal`] are given to callbacks only.
 #[repr(C)]
 pub struct Device<T: Operations, Ctx: Context = Normal> {
-    dev: Opaque<bindings::vfio_device>,
+    dev: Opaque<<T::Base as private::Base>::Raw>,
     data: UnsafeCell<MaybeUninit<T::RegistrationData<'static>>>,
     open: UnsafeCell<MaybeUninit<T::OpenData<'static>>>,
     pins: dma::Pins,
@@ -425,15 +578,16 @@ impl<T: Operations, Ctx: Context> Device<T, Ctx> {
     /// Returns the underlying `struct vfio_device`.
     #[inline]
     fn as_raw(&self) -> *mut bindings::vfio_device {
-        self.dev.get()
+        // CAST: `private::Base::Raw` starts with a `struct vfio_device`.
+        self.dev.get().cast()
     }
 
     /// Borrows a device from its C pointer.
     ///
     /// # Safety
     ///
-    /// `ptr` must point to the `struct vfio_device` of a [`Device<T>`] that lives for `'a`. If
-    /// `Ctx` is [`Opened`], the device must be open for `'a`.
+    /// `ptr` must point to the `struct vfio_device` of a [`Device<T>`] that lives for `'a`, and is
+    /// in the state that `Ctx` stands for.
     #[inline]
     unsafe fn from_raw<'a>(ptr: *mut bindings::vfio_device) -> &'a Self {
         // CAST: `Device` has the `struct vfio_device` at offset 0, see `Owner::new`.
@@ -476,17 +630,6 @@ impl<T: Operations> Device<T, Opened> {
     }
 }
 
-impl<T: Operations> Deref for Device<T, Opened> {
-    type Target = Device<T>;
-
-    #[inline]
-    fn deref(&self) -> &Device<T> {
-        // SAFETY: `self` is a device that lives as long as the reference to it, and `Normal`
-        // requires nothing more.
-        unsafe { Device::from_raw(self.as_raw()) }
-    }
-}
-
 impl<T: Operations> AsRef<device::Device> for Device<T> {
     #[inline]
     fn as_ref(&self) -> &device::Device {
@@ -499,9 +642,13 @@ impl<T: Operations> AsRef<device::Device> for Device<T> {
     }
 }
 
+// Devices on a bus stay in the set of those that are reset together until their last reference is
+// put, and there are looked at by C code that knows nothing of them being gone. So these are not to
+// be kept.
+//
 // SAFETY: The `struct device` in `struct vfio_device` is reference counted, and the VFIO core frees
 // the allocation of `Device` when the count drops to zero.
-unsafe impl<T: Operations> AlwaysRefCounted for Device<T> {
+unsafe impl<T: Operations<Base = emulated::Base>> AlwaysRefCounted for Device<T> {
     #[inline]
     fn inc_ref(&self) {
         // SAFETY: The reference to `self` shows that the count is not zero.
@@ -524,38 +671,56 @@ unsafe impl<T: Operations> Send for Device<T> {}
 // itself. By the bounds of `Operations`, its data can be shared.
 unsafe impl<T: Operations> Sync for Device<T> {}
 
-/// Makes `dev` stop depending on the module of its driver, which may go before the last reference.
+/// Puts the reference that the allocation of `vdev` returned. Others may outlive the driver's
+/// module.
 ///
 /// # Safety
 ///
-/// `dev` must be valid, and either not have been registered or have been unregistered.
+/// `vdev` must be a valid [`Device<T>`] that is not registered, and that its driver does not use
+/// again. The reference must be owned by the caller.
+unsafe fn retire<T: Operations>(vdev: *mut bindings::vfio_device) {
+    // SAFETY: By the requirements of this function.
+    unsafe { <T::Base as private::Base>::release(vdev) };
+
+    // SAFETY: By the requirements of this function, no callback runs or will run.
+    unsafe { forget_ops(vdev) };
+
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::vfio_put_device(vdev) };
+}
+
+/// Makes `vdev` stop depending on the module of its driver and on that of its base.
+///
+/// # Safety
+///
+/// `vdev` must be valid, and either not have been registered or have been unregistered.
 // Not generic, so that it is in the same image as the table that it installs.
 #[inline(never)]
-unsafe fn retire(dev: *mut bindings::vfio_device) {
+unsafe fn forget_ops(vdev: *mut bindings::vfio_device) {
     const RETIRED: bindings::vfio_device_ops = pin_init::zeroed();
 
     // SAFETY: By the requirements of this function, no callback runs or will run but `release`,
     // which `vfio_device_release()` looks up when the last reference is put.
-    unsafe { (*dev).ops = &RETIRED };
+    unsafe { (*vdev).ops = &RETIRED };
 }
 
 /// An initialised device that is not registered.
 ///
 /// # Invariants
 ///
-/// The registration data of the device is initialised. The device is not registered.
-struct Owner<T: Operations>(ARef<Device<T>>);
+/// The registration data of the device is initialised. The device is not registered. `self` owns
+/// the reference to it that its allocation returned.
+struct Owner<T: Operations>(NonNull<Device<T>>);
 
 impl<T: Operations> Owner<T> {
-    /// Allocates a device below `parent`, with `ops` and `data`.
+    /// Allocates a device below `parent`, with `data`.
     ///
     /// # Safety
     ///
-    /// `ops` must be one of the tables in this module that belong to `T`.
-    unsafe fn new(
+    /// The returned value must be dropped, and not be forgotten, before `'bound` ends.
+    unsafe fn new<'bound>(
         parent: &device::Device<device::Bound>,
-        ops: &'static bindings::vfio_device_ops,
-        data: impl PinInit<T::RegistrationData<'static>, Error>,
+        data: impl PinInit<T::RegistrationData<'bound>, Error>,
     ) -> Result<Self> {
         const_assert!(
             offset_of!(Device<T>, dev) == 0,
@@ -568,9 +733,9 @@ impl<T: Operations> Owner<T> {
 
         let size = Kmalloc::aligned_layout(Layout::new::<Device<T>>()).size();
 
-        // SAFETY: `parent` is a valid device, `ops` is never freed, and `size` has room for a
-        // `struct vfio_device`.
-        let raw = unsafe { bindings::_vfio_alloc_device(size, parent.as_raw(), ops) };
+        // SAFETY: `parent` is a valid device, the table is never freed, and `size` has room for the
+        // C structure that `init` of the table expects.
+        let raw = unsafe { bindings::_vfio_alloc_device(size, parent.as_raw(), &VTable::<T>::OPS) };
         let device = NonNull::new(from_err_ptr(raw)?)
             .ok_or(ENOMEM)?
             .cast::<Device<T>>();
@@ -579,35 +744,50 @@ impl<T: Operations> Owner<T> {
         let Ok(()) =
             unsafe { pin_init::raw_try_init(&raw mut (*device.as_ptr()).pins, dma::Pins::new()) };
 
-        // INVARIANT: The device was just allocated, with room for and the alignment of `Device<T>`,
-        // and `pins` was just initialised.
-        // SAFETY: The reference that `_vfio_alloc_device()` returned is passed on to `ARef`.
-        let device = unsafe { ARef::from_raw(device) };
+        // CAST: A lifetime has no influence on the layout.
+        // SAFETY: The device was just allocated, with room for and the alignment of `Device<T>`.
+        let slot = unsafe { (*device.as_ptr()).data.get() }.cast::<T::RegistrationData<'bound>>();
 
-        // SAFETY: `data` has room for the registration data, is not initialised yet, and is not
+        // SAFETY: `slot` has room for the registration data, is not initialised yet, and is not
         // moved. Nothing else can reach it. On failure it is left uninitialised.
-        let ret = unsafe { pin_init::raw_try_init((*device.data.get()).as_mut_ptr(), data) };
-        if let Err(err) = ret {
-            // SAFETY: `device` is valid and has not been registered.
-            unsafe { retire(device.as_raw()) };
+        if let Err(err) = unsafe { pin_init::raw_try_init(slot, data) } {
+            // SAFETY: `raw` is valid, has not been registered, and is not used again. The reference
+            // is the one that `_vfio_alloc_device()` returned.
+            unsafe { retire::<T>(raw) };
             return Err(err);
         }
 
         // INVARIANT: The registration data was just initialised.
         Ok(Self(device))
     }
+
+    /// Returns the underlying `struct vfio_device`.
+    #[inline]
+    fn as_raw(&self) -> *mut bindings::vfio_device {
+        self.0.as_ptr().cast()
+    }
 }
 
 impl<T: Operations> Drop for Owner<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, `data` is initialised and the device not registered: no
-        // callback that uses it runs or will run. It is not used again.
-        unsafe { drop_in_place((*self.0.data.get()).as_mut_ptr()) };
+        // SAFETY: By the type invariants, the device is valid.
+        let data = unsafe { (*self.0.as_ptr()).data.get() };
 
-        // SAFETY: By the type invariant, the device is valid and not registered.
-        unsafe { retire(self.0.as_raw()) };
+        // SAFETY: By the type invariants, `data` is initialised and the device not registered: no
+        // callback that uses it runs or will run. It is not used again.
+        unsafe { drop_in_place((*data).as_mut_ptr()) };
+
+        // SAFETY: By the type invariants, the device is valid, not registered, and its reference
+        // owned by `self`, which does not use it again.
+        unsafe { retire::<T>(self.as_raw()) };
     }
 }
+
+// SAFETY: The device can be dropped by any task. By the bounds of `Operations`, so can its data.
+unsafe impl<T: Operations> Send for Owner<T> {}
+
+// SAFETY: Through a shared `Owner` only the address of the device is reached.
+unsafe impl<T: Operations> Sync for Owner<T> {}
 
 /// The callbacks for the VFIO core.
 ///
@@ -619,56 +799,74 @@ impl<T: Operations> Drop for Owner<T> {
 struct VTable<T: Operations>(PhantomData<T>);
 
 impl<T: Operations> VTable<T> {
-    /// The table, without the members that depend on how the device is registered.
-    const COMMON: bindings::vfio_device_ops = bindings::vfio_device_ops {
+    /// What the driver does not implement.
+    const BASE: bindings::vfio_device_ops = <T::Base as private::Base>::OPS;
+
+    /// Whether the driver implements one of the methods that [`ioctl::dispatch`] calls.
+    const HAS_IOCTLS: bool =
+        T::HAS_INFO || T::HAS_IRQ_INFO || T::HAS_SET_IRQS || T::HAS_RESET || T::HAS_IOCTL;
+
+    const OPS: bindings::vfio_device_ops = bindings::vfio_device_ops {
         name: as_char_ptr_in_const_context(<T::OwnerModule as ModuleMetadata>::NAME).cast_mut(),
         open_device: Some(Self::open_device),
         close_device: Some(Self::close_device),
-        read: if T::HAS_READ { Some(Self::read) } else { None },
+        read: if T::HAS_READ {
+            Some(Self::read)
+        } else {
+            Self::BASE.read
+        },
         write: if T::HAS_WRITE {
             Some(Self::write)
         } else {
-            None
+            Self::BASE.write
         },
-        ioctl: Some(Self::ioctl),
+        ioctl: if Self::HAS_IOCTLS {
+            Some(Self::ioctl)
+        } else {
+            Self::BASE.ioctl
+        },
         get_region_info_caps: if T::HAS_REGION_INFO {
             Some(Self::get_region_info_caps)
         } else {
-            None
+            Self::BASE.get_region_info_caps
         },
-        mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+        mmap: if T::HAS_MMAP {
+            Some(Self::mmap)
+        } else {
+            Self::BASE.mmap
+        },
         #[cfg(CONFIG_MMU)]
         get_unmapped_area: if T::HAS_GET_UNMAPPED_AREA {
             Some(Self::get_unmapped_area)
         } else {
-            None
+            Self::BASE.get_unmapped_area
         },
         request: if T::HAS_REQUEST {
             Some(Self::request)
         } else {
-            None
+            Self::BASE.request
         },
         match_: if T::HAS_MATCHES {
             Some(Self::match_)
         } else {
-            None
+            Self::BASE.match_
         },
         match_token_uuid: if T::HAS_MATCH_TOKEN {
             Some(Self::match_token_uuid)
         } else {
-            None
+            Self::BASE.match_token_uuid
         },
         dma_unmap: if T::HAS_DMA_UNMAP {
             Some(Self::dma_unmap)
         } else {
-            None
+            Self::BASE.dma_unmap
         },
         device_feature: if T::HAS_FEATURE {
             Some(Self::device_feature)
         } else {
-            None
+            Self::BASE.device_feature
         },
-        ..pin_init::zeroed()
+        ..Self::BASE
     };
 
     /// # Safety
@@ -678,10 +876,15 @@ impl<T: Operations> VTable<T> {
     unsafe extern "C" fn open_device(vdev: *mut bindings::vfio_device) -> c_int {
         // SAFETY: The core calls this with a `Device<T>`, for which `open_count` is 1 already, and
         // cannot drop before this returns since the core holds `dev_set->lock`.
-        let device = unsafe { Device::<T, Opened>::from_raw(vdev) };
+        let device = unsafe { Device::<T, Opening>::from_raw(vdev) };
         // SAFETY: The device that is being opened is registered, and `vfio_unregister_group_dev()`
         // waits for the file by which it is opened.
         let data = unsafe { device.data() };
+
+        // SAFETY: The device is registered and is being opened, as above.
+        if let Err(err) = unsafe { <T::Base as private::Base>::open(vdev) } {
+            return err.to_errno();
+        }
 
         // SAFETY: `open` has room for the open data, which is not initialised as the device was not
         // open. It is not moved, and nothing else can reach it before this succeeds. Its lifetime
@@ -691,8 +894,16 @@ impl<T: Operations> VTable<T> {
             pin_init::raw_try_init((*device.open.get()).as_mut_ptr(), T::open(device, data))
         };
         match ret {
-            Ok(()) => 0,
-            Err(err) => err.to_errno(),
+            Ok(()) => {
+                // SAFETY: As for `open` of the base, which succeeded.
+                unsafe { <T::Base as private::Base>::opened(vdev) };
+                0
+            }
+            Err(err) => {
+                // SAFETY: As for `open` of the base, which succeeded.
+                unsafe { <T::Base as private::Base>::cancel(vdev) };
+                err.to_errno()
+            }
         }
     }
 
@@ -708,6 +919,9 @@ impl<T: Operations> VTable<T> {
         // is closed, so that no callback that uses it is running, and none will run before
         // `open_device` has initialised it again.
         unsafe { drop_in_place((*device.open.get()).as_mut_ptr()) };
+
+        // SAFETY: The core calls this for a device that is open, to close it.
+        unsafe { <T::Base as private::Base>::close(vdev) };
     }
 
     /// # Safety
@@ -724,13 +938,11 @@ impl<T: Operations> VTable<T> {
         let device = unsafe { Device::<T, Opened>::from_raw(vdev) };
         // SAFETY: As above.
         let this = unsafe { device.open_data() };
-        let mut writer = UserSlice::new(UserPtr::from_ptr(buf.cast()), count).writer();
 
         // SAFETY: `ppos` is valid and not used by anyone else during the call.
         let position = unsafe { &mut *ppos };
-        region::at(position, count, |position| {
-            T::read(device, this, position, &mut writer)?;
-            Ok(writer.len())
+        region::read(UserPtr::from_ptr(buf.cast()), count, position, |access| {
+            T::read(device, this, access)
         })
     }
 
@@ -748,13 +960,12 @@ impl<T: Operations> VTable<T> {
         let device = unsafe { Device::<T, Opened>::from_raw(vdev) };
         // SAFETY: As above.
         let this = unsafe { device.open_data() };
-        let mut reader = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), count).reader();
+        let user = UserPtr::from_ptr(buf.cast_mut().cast());
 
         // SAFETY: `ppos` is valid and not used by anyone else during the call.
         let position = unsafe { &mut *ppos };
-        region::at(position, count, |position| {
-            T::write(device, this, position, &mut reader)?;
-            Ok(reader.len())
+        region::write(user, count, position, |access| {
+            T::write(device, this, access)
         })
     }
 
@@ -767,7 +978,7 @@ impl<T: Operations> VTable<T> {
         arg: c_ulong,
     ) -> c_long {
         // SAFETY: The core calls this with a `Device<T>` that the file of the ioctl keeps open.
-        let device = unsafe { Device::<T, Opened>::from_raw(vdev) };
+        let device = unsafe { Device::<T, Resetting>::from_raw(vdev) };
         // SAFETY: As above.
         let this = unsafe { device.open_data() };
 
@@ -852,7 +1063,7 @@ impl<T: Operations> VTable<T> {
     /// To be called by the VFIO core only, for a registered `Device<T>`.
     unsafe extern "C" fn request(vdev: *mut bindings::vfio_device, count: c_uint) {
         // SAFETY: The core calls this with a `Device<T>`.
-        let device = unsafe { Device::<T>::from_raw(vdev) };
+        let device = unsafe { Device::<T, Requesting>::from_raw(vdev) };
         // SAFETY: `vfio_unregister_group_dev()` calls this, before it returns to who drops the
         // data.
         let data = unsafe { device.data() };
@@ -865,7 +1076,7 @@ impl<T: Operations> VTable<T> {
     /// To be called by the VFIO core only, for a registered `Device<T>`, with a string.
     unsafe extern "C" fn match_(vdev: *mut bindings::vfio_device, buf: *mut c_char) -> c_int {
         // SAFETY: The core calls this with a `Device<T>`.
-        let device = unsafe { Device::<T>::from_raw(vdev) };
+        let device = unsafe { Device::<T, Matching>::from_raw(vdev) };
         // SAFETY: The core calls this for devices on the list of a group, with `device_lock` held
         // under which `vfio_unregister_group_dev()` takes the device off it.
         let data = unsafe { device.data() };
@@ -883,9 +1094,10 @@ impl<T: Operations> VTable<T> {
         uuid: *const bindings::uuid_t,
     ) -> c_int {
         // SAFETY: The core calls this with a `Device<T>`.
-        let device = unsafe { Device::<T>::from_raw(vdev) };
-        // SAFETY: The core calls this for a device that is being opened, of which it holds a
-        // registration reference that `vfio_unregister_group_dev()` waits for.
+        let device = unsafe { Device::<T, Matching>::from_raw(vdev) };
+        // SAFETY: The core calls this for a device that is being opened through its own file, of
+        // which it holds a registration reference that `vfio_unregister_group_dev()` waits for.
+        // `match_` calls it as well, for whose device see there.
         let data = unsafe { device.data() };
         // SAFETY: `uuid` is `NULL`, or valid and not changed during the call.
         let token = unsafe { uuid.as_ref() }.map(|uuid| &uuid.b);
@@ -925,11 +1137,8 @@ impl<T: Operations> VTable<T> {
         let device = unsafe { Device::<T, Opened>::from_raw(vdev) };
         // SAFETY: As above.
         let this = unsafe { device.open_data() };
-        let buffer = UserSlice::new(UserPtr::from_ptr(arg), argsz);
+        let request = feature::Request::new(flags, UserPtr::from_ptr(arg), argsz);
 
-        from_result(|| {
-            T::feature(device, this, feature::Request::new(flags, buffer, argsz))?;
-            Ok(0)
-        })
+        from_result(|| T::feature(device, this, request))
     }
 }

@@ -12,10 +12,6 @@ use kernel::{
     prelude::*,
     sizes::SZ_4M,
     sync::Mutex,
-    uaccess::{
-        UserSliceReader,
-        UserSliceWriter, //
-    },
     vfio::{
         self,
         emulated,
@@ -31,6 +27,12 @@ module! {
     authors: ["Rust for Linux Contributors"],
     description: "Rust VFIO sample: a device that is memory",
     license: "GPL",
+    params: {
+        place: bool {
+            default: true,
+            description: "Whether to have a say in the addresses of mappings",
+        },
+    },
 }
 
 /// The only region.
@@ -48,6 +50,7 @@ struct MemDriver;
 /// What the device is, from when it is registered until it is unregistered.
 struct Hardware {
     memory: vfio::Memory,
+    place: bool,
 }
 
 /// What its user has set up, from the first open to the last close.
@@ -60,11 +63,12 @@ struct Session<'open> {
 
 #[vtable]
 impl vfio::Operations for MemDriver {
+    type Base = emulated::Base;
     type RegistrationData<'bound> = Hardware;
     type OpenData<'open> = Session<'open>;
 
     fn open<'open, 'bound: 'open>(
-        _device: &vfio::Device<Self, vfio::Opened>,
+        _device: &vfio::Device<Self, vfio::Opening>,
         hardware: Pin<&'open Hardware>,
     ) -> impl PinInit<Session<'open>, Error> {
         // A user finds the device as it was when it was loaded.
@@ -102,11 +106,10 @@ impl vfio::Operations for MemDriver {
     fn read(
         _device: &vfio::Device<Self, vfio::Opened>,
         this: Pin<&Session<'_>>,
-        position: region::Position,
-        buffer: &mut UserSliceWriter,
+        access: &mut region::Read,
     ) -> Result {
-        match position.index {
-            MEMORY => this.hardware.memory.read(position, buffer),
+        match access.position().index {
+            MEMORY => this.hardware.memory.read(access),
             _ => Err(EINVAL),
         }
     }
@@ -114,11 +117,10 @@ impl vfio::Operations for MemDriver {
     fn write(
         _device: &vfio::Device<Self, vfio::Opened>,
         this: Pin<&Session<'_>>,
-        position: region::Position,
-        buffer: &mut UserSliceReader,
+        access: &mut region::Write,
     ) -> Result {
-        match position.index {
-            MEMORY => this.hardware.memory.write(position, buffer),
+        match access.position().index {
+            MEMORY => this.hardware.memory.write(access),
             _ => Err(EINVAL),
         }
     }
@@ -134,15 +136,16 @@ impl vfio::Operations for MemDriver {
         }
     }
 
+    #[inline]
     fn get_unmapped_area<'request>(
         _device: &vfio::Device<Self, vfio::Opened>,
-        _this: Pin<&Session<'_>>,
+        this: Pin<&Session<'_>>,
         request: placement::Request<'request>,
     ) -> Result<vfio::Placement<'request>> {
         // Addresses that look like the offsets they stand for are of no use to memory that is
         // mapped page by page. A device whose memory lies together would gain larger leaves.
         match request.position().index {
-            MEMORY => Ok(request.congruent_to_offset(MEMORY_ORDER)),
+            MEMORY if this.hardware.place => Ok(request.congruent_to_offset(MEMORY_ORDER)),
             _ => Ok(request.anywhere()),
         }
     }
@@ -192,7 +195,7 @@ impl vfio::Operations for MemDriver {
         Ok(())
     }
 
-    fn reset(_device: &vfio::Device<Self, vfio::Opened>, this: Pin<&Session<'_>>) -> Result {
+    fn reset(_device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {
         this.hardware.memory.clear();
         *this.doorbell.lock() = None;
         Ok(())
@@ -210,6 +213,7 @@ impl kernel::Module for SampleModule {
         let parent = faux::Registration::new(c"rust_vfio_mem", None)?;
         let hardware = Hardware {
             memory: vfio::Memory::new(MEMORY_SIZE)?,
+            place: module_parameters::place.value(),
         };
         let registration = emulated::Registration::new(parent.as_ref().as_ref(), Ok(hardware))?;
 

@@ -1,8 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Access to the memory that userspace has mapped for a device without an IOMMU of its own.
+//!
+//! ```
+//! # use kernel::{prelude::*, vfio::{self, Device, Opened}};
+//! fn fetch<T>(device: &Device<T, Opened>, data: &mut [u8]) -> Result
+//! where
+//!     T: vfio::Operations<Base = vfio::emulated::Base>,
+//! {
+//!     device.dma_read(0x1000, data)
+//! }
+//! ```
+//!
+//! What is mapped for a device on a bus is for that device, and not for its driver:
+//!
+//! ```ignore,compile_fail,E0599
+//! # use kernel::{prelude::*, vfio::{self, dma::Access, Device, Opened}};
+//! fn fetch<T>(device: &Device<T, Opened>, data: &mut [u8]) -> Result
+//! where
+//!     T: vfio::Operations<Base = vfio::pci::Base>,
+//! {
+//!     let _pages = device.pin_pages(0x1000, 1, Access::Read)?;
+//!     device.dma_read(0x1000, data)
+//! }
+//! ```
 
 use super::{
+    emulated,
     Device,
     Opened,
     Operations, //
@@ -67,7 +91,7 @@ pub enum Access {
     ReadWrite,
 }
 
-impl<T: Operations> Device<T, Opened> {
+impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
     /// The most pages that can be pinned at a time.
     pub const MAX_PINNED_PAGES: usize = PAGE_SIZE / size_of::<usize>();
 
@@ -158,13 +182,13 @@ impl<T: Operations> Device<T, Opened> {
 /// # Invariants
 ///
 /// `pages` are those that are pinned for `device` from `iova` on. They are counted in its `pins`.
-pub struct PinnedPages<'a, T: Operations> {
+pub struct PinnedPages<'a, T: Operations<Base = emulated::Base>> {
     device: &'a Device<T, Opened>,
     iova: DmaAddress,
     pages: KVec<*mut bindings::page>,
 }
 
-impl<T: Operations> PinnedPages<'_, T> {
+impl<T: Operations<Base = emulated::Base>> PinnedPages<'_, T> {
     /// Returns the page frames, in the order of the addresses that userspace has given them.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
         self.pages.iter().map(|page| {
@@ -174,7 +198,7 @@ impl<T: Operations> PinnedPages<'_, T> {
     }
 }
 
-impl<T: Operations> Drop for PinnedPages<'_, T> {
+impl<T: Operations<Base = emulated::Base>> Drop for PinnedPages<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, so many pages are pinned there, and the device is open.
         // CAST: There are at most `MAX_PINNED_PAGES`.

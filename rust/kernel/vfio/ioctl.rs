@@ -6,9 +6,11 @@
 
 use super::{
     irq,
+    private::Base,
     Device,
     Opened,
-    Operations, //
+    Operations,
+    Resetting, //
 };
 use crate::{
     bindings,
@@ -19,7 +21,10 @@ use crate::{
         UserSlice, //
     },
 };
-use core::mem::offset_of;
+use core::{
+    marker::PhantomData,
+    mem::offset_of, //
+};
 
 /// The number of an ioctl of VFIO.
 const fn number(nr: u32) -> u32 {
@@ -30,7 +35,16 @@ const fn number(nr: u32) -> u32 {
 const GET_INFO: u32 = number(7);
 const GET_IRQ_INFO: u32 = number(9);
 const SET_IRQS: u32 = number(10);
-const RESET: u32 = number(11);
+pub(super) const RESET: u32 = number(11);
+
+/// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`, of PCI devices.
+pub const GET_PCI_HOT_RESET_INFO: u32 = number(12);
+
+/// `VFIO_DEVICE_PCI_HOT_RESET`, of PCI devices.
+pub const PCI_HOT_RESET: u32 = number(13);
+
+/// `VFIO_DEVICE_IOEVENTFD`, of PCI devices.
+pub const IOEVENTFD: u32 = number(16);
 
 /// `struct vfio_device_info` without what is optional, as its four `u32`s.
 type DeviceInfo = [u32; 4];
@@ -45,13 +59,62 @@ type IrqSet = [u32; irq::Request::FIELDS];
 static_assert!(offset_of!(bindings::vfio_irq_set, count) == 4 * size_of::<u32>());
 static_assert!(irq::Request::FIELDS == 5);
 
+/// An ioctl that no other method of the driver stands for.
+///
+/// As it is userspace that waits for it, it is not to be put off:
+///
+/// ```
+/// # use kernel::{prelude::*, vfio::ioctl::Request};
+/// fn queue<'request>(request: Request<'request>, later: &mut KVec<Request<'request>>) -> Result {
+///     Ok(later.push(request, GFP_KERNEL)?)
+/// }
+/// ```
+///
+/// is possible within the call, and not with a queue that is there for longer:
+///
+/// ```ignore,compile_fail,E0521
+/// # use kernel::{prelude::*, vfio::ioctl::Request};
+/// fn queue<'request>(request: Request<'request>, later: &mut KVec<Request<'static>>) -> Result {
+///     Ok(later.push(request, GFP_KERNEL)?)
+/// }
+/// ```
+pub struct Request<'request> {
+    cmd: u32,
+    arg: usize,
+    _brand: PhantomData<fn(&'request ()) -> &'request ()>,
+}
+
+impl Request<'_> {
+    /// Returns the number of the ioctl.
+    #[inline]
+    pub fn cmd(&self) -> u32 {
+        self.cmd
+    }
+
+    /// Returns the argument: a number, or an address of userspace.
+    #[inline]
+    pub fn arg(&self) -> usize {
+        self.arg
+    }
+
+    /// Returns the `size` bytes of userspace that the argument is the address of.
+    #[inline]
+    pub fn buffer(&self, size: usize) -> UserSlice {
+        UserSlice::new(UserPtr::from_addr(self.arg), size)
+    }
+}
+
 /// Decodes an ioctl and calls the method of the driver that it is for.
 pub(super) fn dispatch<T: Operations>(
-    device: &Device<T, Opened>,
+    device: &Device<T, Resetting>,
     this: Pin<&T::OpenData<'_>>,
     cmd: u32,
     arg: usize,
 ) -> Result<isize> {
+    const_assert!(
+        T::HAS_INFO || !T::HAS_IRQ_INFO,
+        "a driver with `irq_info` must have `info`"
+    );
     const_assert!(
         T::HAS_IRQ_INFO || !T::HAS_SET_IRQS,
         "a driver with `set_irqs` must have `irq_info`"
@@ -60,7 +123,7 @@ pub(super) fn dispatch<T: Operations>(
     let user = UserPtr::from_addr(arg);
 
     match cmd {
-        GET_INFO => {
+        GET_INFO if T::HAS_INFO => {
             let (mut reader, mut writer) =
                 UserSlice::new(user, size_of::<DeviceInfo>()).reader_writer();
 
@@ -111,8 +174,16 @@ pub(super) fn dispatch<T: Operations>(
             T::reset(device, this)?;
             Ok(0)
         }
-        _ if T::HAS_IOCTL => T::ioctl(device, this, cmd, arg),
-        _ => Err(ENOTTY),
+        _ if T::HAS_IOCTL => {
+            let request = Request {
+                cmd,
+                arg,
+                _brand: PhantomData,
+            };
+            T::ioctl(device, this, request)
+        }
+        // SAFETY: The context of `device` shows that it is open.
+        _ => unsafe { T::Base::ioctl(device.as_raw(), cmd, arg) },
     }
 }
 

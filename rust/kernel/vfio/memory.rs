@@ -4,7 +4,9 @@
 
 use super::region::{
     Mapping,
-    Position, //
+    Position,
+    Read,
+    Write, //
 };
 use crate::{
     bindings,
@@ -14,11 +16,7 @@ use crate::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
-    prelude::*,
-    uaccess::{
-        UserSliceReader,
-        UserSliceWriter, //
-    },
+    prelude::*, //
 };
 use core::ptr::NonNull;
 
@@ -73,9 +71,11 @@ impl Memory {
         self.size as u64
     }
 
-    /// Copies to `buffer` what is at `position`, until one of them ends.
-    pub fn read(&self, position: Position, buffer: &mut UserSliceWriter) -> Result {
+    /// Copies to the buffer of `access` what is at its position, until one of them ends.
+    pub fn read(&self, access: &mut Read) -> Result {
         let mut chunk = [0; CHUNK];
+        let position = access.position();
+        let buffer = access.buffer();
 
         self.each_chunk(position, buffer.len(), |memory, len| {
             // SAFETY: `memory` and `chunk` are valid for `len` bytes and do not overlap. That
@@ -86,9 +86,11 @@ impl Memory {
         })
     }
 
-    /// Copies what is in `buffer` to `position`, until one of them ends.
-    pub fn write(&self, position: Position, buffer: &mut UserSliceReader) -> Result {
+    /// Copies what is in the buffer of `access` to its position, until one of them ends.
+    pub fn write(&self, access: &mut Write) -> Result {
         let mut chunk = [0; CHUNK];
+        let position = access.position();
+        let buffer = access.buffer();
 
         self.each_chunk(position, buffer.len(), |memory, len| {
             buffer.read_slice(&mut chunk[..len])?;

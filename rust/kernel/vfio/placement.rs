@@ -39,6 +39,24 @@ impl_flags!(
 ///
 /// Without an MMU there is no choice of places, and no value of this type.
 ///
+/// It is for the call that brings it. Within that it can be put anywhere
+///
+/// ```
+/// # use kernel::vfio::placement::Request;
+/// fn keep<'request>(request: Request<'request>, kept: &mut Option<Request<'request>>) {
+///     *kept = Some(request);
+/// }
+/// ```
+///
+/// but not where it would stay:
+///
+/// ```ignore,compile_fail
+/// # use kernel::vfio::placement::Request;
+/// fn keep<'request>(request: Request<'request>, kept: &mut Option<Request<'static>>) {
+///     *kept = Some(request);
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `file`, `addr`, `len`, `pgoff` and `flags` are the arguments of a `get_unmapped_area` file
@@ -59,6 +77,23 @@ pub struct Request<'request> {
 /// The answer to a [`Request`]: an address that mm found, or why it found none.
 ///
 /// Only the request can make it, and only to that request is it an answer.
+///
+/// ```
+/// # use kernel::vfio::placement::{Placement, Request};
+/// fn place<'request>(request: Request<'request>) -> Placement<'request> {
+///     request.anywhere()
+/// }
+/// ```
+///
+/// An address that the driver thinks of is none:
+///
+/// ```ignore,compile_fail,E0451
+/// # use core::marker::PhantomData;
+/// # use kernel::vfio::placement::{Placement, Request};
+/// fn place<'request>(_request: Request<'request>) -> Placement<'request> {
+///     Placement { addr: 0x20_0000, _brand: PhantomData }
+/// }
+/// ```
 #[must_use]
 #[cfg_attr(not(CONFIG_MMU), expect(dead_code))]
 pub struct Placement<'request> {
@@ -125,6 +160,19 @@ impl<'request> Request<'request> {
     pub fn flags(&self) -> Flags {
         // CAST: The flags of `mmap(2)` are those of an `int`.
         Flags(self.flags as u32 & Flags::all_bits())
+    }
+
+    /// Lets `core`, which is a `get_unmapped_area` of C, place the mapping.
+    #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+    #[inline]
+    pub(super) fn by(
+        self,
+        core: impl FnOnce(*mut bindings::file, usize, usize, usize, usize) -> usize,
+    ) -> Placement<'request> {
+        Placement {
+            addr: core(self.file, self.addr, self.len, self.pgoff, self.flags),
+            _brand: PhantomData,
+        }
     }
 
     /// Places the mapping wherever there is room.

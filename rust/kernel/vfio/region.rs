@@ -16,12 +16,18 @@ use crate::{
     impl_flags,
     mm::virt::VmaNew,
     page::PAGE_SHIFT,
-    prelude::*, //
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice,
+        UserSliceReader,
+        UserSliceWriter, //
+    },
 };
 use core::marker::PhantomData;
 
 /// The bits of a file position that are the offset in a region.
-const OFFSET_BITS: u32 = 40;
+pub(super) const OFFSET_BITS: u32 = 40;
 
 /// A place in the regions of a device.
 ///
@@ -66,6 +72,14 @@ impl Position {
         }
     }
 
+    /// Returns the offset in the file of the device.
+    #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+    #[inline]
+    fn to_file(self) -> Result<bindings::loff_t> {
+        let start = Self::start_of(self.index)?;
+        i64::try_from(start + self.offset).map_err(|_| EINVAL)
+    }
+
     /// Splits an offset in the file of the device that is given in pages.
     ///
     /// That can be larger than any file, and then is in a region that no device has.
@@ -92,27 +106,145 @@ impl Position {
     }
 }
 
-/// Calls `access` for the file position `file_position` and moves it by the number of bytes, out of
-/// `count`, that it leaves no rest of.
+/// A read of a region: where from, and the buffer of userspace that is to be filled.
 ///
-/// Returns that number, or the error of `access` and leaves the position as it is.
-#[inline]
-pub(super) fn at(
-    file_position: &mut bindings::loff_t,
+/// Only [`Operations::read`](super::Operations::read) and what is called by it has one.
+pub struct Read {
+    start: Position,
+    user: UserPtr,
     count: usize,
-    access: impl FnOnce(Position) -> Result<usize>,
-) -> isize {
-    from_result(|| {
-        let start = u64::try_from(*file_position).map_err(|_| EINVAL)?;
-        let rest = access(Position::from_file(start))?;
+    buffer: UserSliceWriter,
+}
 
-        // A driver may have put another, longer user buffer in the place of the one it was given.
-        let done = count.checked_sub(rest).ok_or(EINVAL)?;
-        let done = isize::try_from(done).map_err(|_| EINVAL)?;
+/// A write to a region: where to, and the buffer of userspace that has the data.
+///
+/// Only [`Operations::write`](super::Operations::write) and what is called by it has one.
+pub struct Write {
+    start: Position,
+    user: UserPtr,
+    count: usize,
+    buffer: UserSliceReader,
+}
 
-        *file_position = file_position.checked_add(done as i64).ok_or(EOVERFLOW)?;
-        Ok(done)
-    })
+/// What [`Read`] and [`Write`] have in common.
+macro_rules! access {
+    ($access:ident, $buffer:ty, $make:ident, $function:ident) => {
+        impl $access {
+            #[inline]
+            fn new(start: Position, user: UserPtr, count: usize) -> Self {
+                Self {
+                    start,
+                    user,
+                    count,
+                    buffer: UserSlice::new(user, count).$make(),
+                }
+            }
+
+            /// Returns how much of the buffer has been used.
+            #[inline]
+            fn done(&self) -> Result<usize> {
+                // A driver may have put another, longer one in the place of the one it was given.
+                self.count.checked_sub(self.buffer.len()).ok_or(EINVAL)
+            }
+
+            /// Returns the position in the region that goes with what is left of the buffer.
+            #[inline]
+            pub fn position(&self) -> Position {
+                let done = self.count.saturating_sub(self.buffer.len());
+                Position {
+                    index: self.start.index,
+                    offset: self.start.offset.saturating_add(done as u64),
+                }
+            }
+
+            /// Returns what is left of the buffer.
+            #[inline]
+            pub fn buffer(&mut self) -> &mut $buffer {
+                &mut self.buffer
+            }
+
+            /// Lets `core` do what is left. It is given the buffer and the position in the file,
+            /// and returns how far it came, or an errno.
+            #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+            #[inline]
+            pub(super) fn forward(
+                &mut self,
+                core: impl FnOnce(UserPtr, usize, &mut bindings::loff_t) -> isize,
+            ) -> Result {
+                let done = self.done()?;
+                let rest = self.count - done;
+                let mut position = self.position().to_file()?;
+
+                let user = self.user.wrapping_byte_add(done);
+                let further = core(user, rest, &mut position);
+                let further = usize::try_from(further).map_err(|_| {
+                    // CAST: An errno is an `int`.
+                    Error::from_errno(further as c_int)
+                })?;
+
+                let rest = rest.checked_sub(further).ok_or(EINVAL)?;
+                self.buffer = UserSlice::new(user.wrapping_byte_add(further), rest).$make();
+                Ok(())
+            }
+        }
+
+        /// Calls `access` for `count` bytes at `user` and the position `file_position`, which it
+        /// moves by what of the buffer has been used.
+        ///
+        /// Returns that number, or the error of `access` and leaves the position as it is.
+        #[inline]
+        pub(super) fn $function(
+            user: UserPtr,
+            count: usize,
+            file_position: &mut bindings::loff_t,
+            access: impl FnOnce(&mut $access) -> Result,
+        ) -> isize {
+            from_result(|| {
+                let start = u64::try_from(*file_position).map_err(|_| EINVAL)?;
+                let mut request = $access::new(Position::from_file(start), user, count);
+                access(&mut request)?;
+
+                let done = isize::try_from(request.done()?).map_err(|_| EINVAL)?;
+                *file_position = file_position.checked_add(done as i64).ok_or(EOVERFLOW)?;
+                Ok(done)
+            })
+        }
+    };
+}
+
+access!(Read, UserSliceWriter, writer, read);
+access!(Write, UserSliceReader, reader, write);
+
+impl Read {
+    /// Replaces with `data` what userspace has been given of the bytes at `offset` in the region.
+    ///
+    /// That may be all of them, a part, or none.
+    ///
+    /// ```
+    /// use kernel::{prelude::*, vfio::{region, Memory}};
+    ///
+    /// /// Lets all of `memory` be read but a word at 0x10, which seems to be 0.
+    /// fn read(memory: &Memory, access: &mut region::Read) -> Result {
+    ///     memory.read(access)?;
+    ///     access.patch(0x10, &[0; 4])
+    /// }
+    /// ```
+    pub fn patch(&mut self, offset: u64, data: &[u8]) -> Result {
+        let start = self.start.offset;
+        let end = self.position().offset;
+
+        let from = offset.max(start);
+        let to = offset.saturating_add(data.len() as u64).min(end);
+        if from >= to {
+            return Ok(());
+        }
+
+        // CAST: Both lie between `offset` and the end of `data`.
+        let data = &data[(from - offset) as usize..(to - offset) as usize];
+        // CAST: It lies between the start of the buffer and its end.
+        let user = self.user.wrapping_byte_add((from - start) as usize);
+        UserSlice::new(user, data.len()).writer().write_slice(data)
+    }
 }
 
 impl_flags!(
@@ -151,6 +283,15 @@ pub struct Info {
 }
 
 impl Info {
+    /// Returns what `info` has of it.
+    #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+    pub(super) fn load(info: &bindings::vfio_region_info) -> Self {
+        Self {
+            size: info.size,
+            flags: Flags(info.flags & Flags::all_bits()),
+        }
+    }
+
     /// Fills in `info`, which has the index already.
     pub(super) fn store(&self, info: &mut bindings::vfio_region_info) -> Result {
         if self.size > 1 << OFFSET_BITS {
@@ -188,6 +329,12 @@ impl Capabilities<'_> {
             caps,
             _lifetime: PhantomData,
         }
+    }
+
+    #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
+    #[inline]
+    pub(super) fn as_raw(&mut self) -> *mut bindings::vfio_info_cap {
+        self.caps
     }
 
     /// Says that only `areas` of the region can be mapped.

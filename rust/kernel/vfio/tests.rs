@@ -5,12 +5,17 @@
 
 use super::{
     dma,
-    emulated::Registration,
+    emulated::{
+        self,
+        Registration, //
+    },
     irq,
     placement,
     region,
     *, //
 };
+#[cfg(any(CONFIG_X86_64, not(CONFIG_ARCH_HAS_SYSCALL_WRAPPER)))]
+use crate::eventfd::userspace::EventFd;
 use crate::{
     error::to_result,
     faux,
@@ -18,6 +23,7 @@ use crate::{
     page::PAGE_SHIFT,
     sizes::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -30,6 +36,7 @@ use crate::{
         delay::fsleep,
         Delta, //
     },
+    uaccess::UserSlice,
     workqueue, //
 };
 use core::ptr::null_mut;
@@ -172,11 +179,12 @@ impl Full {
 
 #[vtable]
 impl Operations for Full {
+    type Base = emulated::Base;
     type RegistrationData<'bound> = Data;
     type OpenData<'open> = Open<'open>;
 
     fn open<'open, 'bound: 'open>(
-        _device: &Device<Self, Opened>,
+        _device: &Device<Self, Opening>,
         data: Pin<&'open Data>,
     ) -> impl PinInit<Open<'open>, Error> {
         let data = data.get_ref();
@@ -226,20 +234,18 @@ impl Operations for Full {
     fn read(
         _device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        position: region::Position,
-        buffer: &mut UserSliceWriter,
+        access: &mut region::Read,
     ) -> Result {
-        this.0.memory.read(position, buffer)?;
+        this.0.memory.read(access)?;
         this.0.log.behaviour().access
     }
 
     fn write(
         _device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        position: region::Position,
-        buffer: &mut UserSliceReader,
+        access: &mut region::Write,
     ) -> Result {
-        this.0.memory.write(position, buffer)?;
+        this.0.memory.write(access)?;
         this.0.log.behaviour().access
     }
 
@@ -320,8 +326,11 @@ impl Operations for Full {
                 bools.len() as u32
             }
             irq::Data::EventFd(eventfds) => {
-                for eventfd in eventfds.iter().flatten() {
-                    eventfd.signal();
+                // As often as is the interrupt's number, from one on.
+                for (nth, eventfd) in eventfds.iter().enumerate() {
+                    if let Some(eventfd) = eventfd {
+                        (0..=nth).for_each(|_| eventfd.signal());
+                    }
                 }
                 eventfds.len() as u32
             }
@@ -336,7 +345,7 @@ impl Operations for Full {
         Ok(())
     }
 
-    fn reset(_device: &Device<Self, Opened>, this: Pin<&Open<'_>>) -> Result {
+    fn reset(_device: &Device<Self, Resetting>, this: Pin<&Open<'_>>) -> Result {
         this.0.memory.clear();
         this.0.log.push(Event::Reset);
         Ok(())
@@ -345,13 +354,13 @@ impl Operations for Full {
     fn ioctl(
         device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        cmd: u32,
-        arg: usize,
+        request: ioctl::Request<'_>,
     ) -> Result<isize> {
         let log = &this.0.log;
+        let arg = request.arg();
         let iova = arg as crate::dma::DmaAddress;
 
-        match cmd {
+        match request.cmd() {
             ADD_ONE => Ok(arg as isize + 1),
             DMA_READ => {
                 let mut data = [0; 8];
@@ -378,7 +387,7 @@ impl Operations for Full {
 
                 let remote: (ARef<Device<Full>>, _) = ((&**device).into(), done.clone());
                 workqueue::system_long().try_spawn(GFP_KERNEL, move || {
-                    let dma_unmap = VTable::<Full>::EMULATED.dma_unmap.unwrap();
+                    let dma_unmap = VTable::<Full>::OPS.dma_unmap.unwrap();
                     // SAFETY: The device is registered and open, while the other thread waits.
                     unsafe { dma_unmap(remote.0.as_raw(), 1, 2) };
                     remote.1.complete_all();
@@ -399,8 +408,8 @@ impl Operations for Full {
     fn feature(
         _device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        request: feature::Request,
-    ) -> Result {
+        request: feature::Request<'_>,
+    ) -> Result<c_int> {
         let set = |value| {
             this.0.log.push(Event::Feature(value));
             Ok(())
@@ -413,7 +422,7 @@ impl Operations for Full {
         }
     }
 
-    fn request(_device: &Device<Self>, data: Pin<&Data>, count: u32) {
+    fn request(_device: &Device<Self, Requesting>, data: Pin<&Data>, count: u32) {
         data.log.push(Event::Request(count));
         let file = data.log.behaviour().close;
         if !file.is_null() {
@@ -424,7 +433,7 @@ impl Operations for Full {
         }
     }
 
-    fn matches(_device: &Device<Self>, data: Pin<&Data>, name: &CStr) -> Result<bool> {
+    fn matches(_device: &Device<Self, Matching>, data: Pin<&Data>, name: &CStr) -> Result<bool> {
         data.log.push(Event::Matches);
         match name.to_bytes() {
             b"me" => Ok(true),
@@ -433,7 +442,11 @@ impl Operations for Full {
         }
     }
 
-    fn match_token(_device: &Device<Self>, data: Pin<&Data>, token: Option<&[u8; 16]>) -> Result {
+    fn match_token(
+        _device: &Device<Self, Matching>,
+        data: Pin<&Data>,
+        token: Option<&[u8; 16]>,
+    ) -> Result {
         data.log.push(Event::Token(token.copied()));
         data.log.behaviour().token
     }
@@ -448,11 +461,12 @@ struct Bare;
 
 #[vtable]
 impl Operations for Bare {
+    type Base = emulated::Base;
     type RegistrationData<'bound> = ();
     type OpenData<'open> = ();
 
     fn open<'open, 'bound: 'open>(
-        _device: &Device<Self, Opened>,
+        _device: &Device<Self, Opening>,
         _data: Pin<&'open ()>,
     ) -> impl PinInit<(), Error> {
         Ok(())
@@ -741,8 +755,8 @@ mod cases {
 
     #[test]
     fn slots() {
-        let bare = VTable::<Bare>::EMULATED;
-        let full = VTable::<Full>::EMULATED;
+        let bare = VTable::<Bare>::OPS;
+        let full = VTable::<Full>::OPS;
 
         // What the driver does not implement is not there.
         assert!(bare.init.is_none() && full.init.is_none());
@@ -916,7 +930,7 @@ mod cases {
         let device = fixture.registration.as_ref().unwrap().device().as_raw();
         // SAFETY: The device is registered, and the strings are strings.
         let matches = |name: &CStr| unsafe {
-            VTable::<Full>::EMULATED.match_.unwrap()(device, name.as_char_ptr().cast_mut())
+            VTable::<Full>::OPS.match_.unwrap()(device, name.as_char_ptr().cast_mut())
         };
 
         assert_eq!(matches(c"me"), 1);
@@ -927,13 +941,14 @@ mod cases {
 
     #[test]
     fn positions() {
+        let nowhere = UserPtr::from_addr(0);
         let at = |index, offset| region::Position { index, offset };
         let bytes = |pos: i64| {
             let mut pos = pos;
             let mut seen = None;
-            let ret = region::at(&mut pos, 8, |position| {
-                seen = Some(position);
-                Ok(3)
+            let ret = region::write(nowhere, 8, &mut pos, |access| {
+                seen = Some(access.position());
+                access.buffer().skip(5)
             });
             (ret, pos, seen)
         };
@@ -956,7 +971,10 @@ mod cases {
         // More left than there was.
         let mut pos = 16;
         assert_eq!(
-            region::at(&mut pos, 8, |_| Ok(9)),
+            region::write(nowhere, 8, &mut pos, |access| {
+                *access.buffer() = UserSlice::new(nowhere, 9).reader();
+                Ok(())
+            }),
             EINVAL.to_errno() as isize
         );
         assert_eq!(pos, 16);
@@ -1109,6 +1127,43 @@ mod cases {
     }
 
     #[test]
+    fn patches() -> Result {
+        let fixture = Fixture::new()?;
+        let user = &fixture.memory;
+        // What userspace gets of 8 bytes at 0x100, of which the driver gives it `given`.
+        let read = |given: usize, offset: u64, data: &[u8]| {
+            user.put_at(0, &[0xffu8; 16]);
+            let mut position = in_region_1(0x100);
+            let ret = region::read(UserPtr::from_addr(user.0 + 4), 8, &mut position, |access| {
+                access.buffer().write_slice(&[0u8; 8][..given])?;
+                access.patch(offset, data)
+            });
+            assert_eq!(ret, given as isize);
+            assert_eq!(position, in_region_1(0x100 + given));
+            assert_eq!(user.get_at::<[u8; 4]>(0), [0xff; 4]);
+            assert_eq!(user.get_at::<[u8; 4]>(12), [0xff; 4]);
+            user.get_at::<[u8; 8]>(4)
+        };
+
+        assert_eq!(read(8, 0xfc, &[1, 2, 3, 4]), [0; 8]);
+        assert_eq!(read(8, 0xfe, &[1, 2, 3, 4]), [3, 4, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(read(8, 0x100, &[1, 2]), [1, 2, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(read(8, 0x103, &[1, 2]), [0, 0, 0, 1, 2, 0, 0, 0]);
+        assert_eq!(read(8, 0x106, &[1, 2, 3]), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(read(8, 0x108, &[1]), [0; 8]);
+        assert_eq!(read(8, 0xff, &[9; 10]), [9; 8]);
+        assert_eq!(read(8, u64::MAX, &[1, 2]), [0; 8]);
+        assert_eq!(read(8, 0x100, &[]), [0; 8]);
+        // What has not been given is not written.
+        assert_eq!(
+            read(2, 0x101, &[1, 2]),
+            [0, 1, 255, 255, 255, 255, 255, 255]
+        );
+        assert_eq!(read(0, 0x100, &[1, 2]), [255; 8]);
+        Ok(())
+    }
+
+    #[test]
     fn set_irqs() -> Result {
         const NONE: u32 = bindings::VFIO_IRQ_SET_DATA_NONE;
         const BOOL: u32 = bindings::VFIO_IRQ_SET_DATA_BOOL;
@@ -1210,6 +1265,37 @@ mod cases {
         unsafe { bindings::vm_munmap(user.0 + UserMemory::SIZE, PAGE_SIZE) };
         assert_eq!(file.ioctl(SET_IRQS, end), Err(EFAULT));
         assert_eq!(fixture.log.take()[..], []);
+        Ok(())
+    }
+
+    #[cfg(any(CONFIG_X86_64, not(CONFIG_ARCH_HAS_SYSCALL_WRAPPER)))]
+    #[test]
+    fn set_irqs_by_eventfd() -> Result {
+        const EVENTFD: u32 = bindings::VFIO_IRQ_SET_DATA_EVENTFD;
+        const TRIGGER: u32 = bindings::VFIO_IRQ_SET_ACTION_TRIGGER;
+
+        let fixture = Fixture::new()?;
+        let user = &fixture.memory;
+        let file = fixture.open()?;
+        let [first, second, third] = [EventFd::new(0)?, EventFd::new(0)?, EventFd::new(100)?];
+
+        // Each is the one of its interrupt, if that has any.
+        user.put_at(0, &[36u32, EVENTFD | TRIGGER, 1, 4, 4]);
+        user.put_at(20, &[first.fd, -1, second.fd, third.fd]);
+        assert_eq!(file.ioctl(SET_IRQS, user.0), Ok(0));
+        assert_eq!(
+            fixture.log.take()[..],
+            [Event::SetIrqs(1, 4, 4, irq::Action::Trigger)]
+        );
+        assert_eq!(first.take(), Ok(1));
+        assert_eq!(second.take(), Ok(3));
+        assert_eq!(third.take(), Ok(104));
+
+        // One that is bad, after one that is good: the driver does not see any.
+        user.put_at(20, &[first.fd, second.fd, i32::MAX, third.fd]);
+        assert_eq!(file.ioctl(SET_IRQS, user.0), Err(EBADF));
+        assert_eq!(fixture.log.take()[..], []);
+        assert_eq!(first.take(), Ok(0));
         Ok(())
     }
 

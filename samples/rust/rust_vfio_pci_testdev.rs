@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Rust VFIO sample: a driver for one type of PCI devices, QEMU's `pci-testdev`.
+//!
+//! To vfio-pci it adds
+//! - a subsystem that the device does not have, in the configuration space as userspace reads it;
+//! - a region of its own: a notebook, of memory that can be read, written and mapped;
+//! - places for the mappings of the notebook, of which those that differ by a multiple of its size
+//!   are at addresses that do so, too;
+//! - a reset that clears the notebook, too.
+//!
+//! QEMU makes the device with `-device pci-testdev`.
+
+use kernel::{
+    device::Core,
+    page::PAGE_SHIFT,
+    pci,
+    prelude::*,
+    sizes::SZ_2M,
+    sync::Arc,
+    vfio::{
+        self,
+        placement,
+        region, //
+    },
+};
+
+/// The device of QEMU.
+const VENDOR: pci::Vendor = pci::Vendor::REDHAT;
+const DEVICE: u32 = 0x0005;
+
+/// Where the subsystem's vendor and device are in the configuration space, and what they are.
+const SUBSYSTEM: u64 = 0x2c;
+const SUBSYSTEM_ID: [u8; 4] = [0x36, 0x1b, 0x52, 0x53];
+
+/// What the notebook is, in numbers that the vendor defines.
+const NOTEBOOK: u32 = 1;
+const NOTEBOOK_SIZE: usize = SZ_2M;
+const NOTEBOOK_ORDER: u32 = NOTEBOOK_SIZE.ilog2() - PAGE_SHIFT as u32;
+
+struct TestdevDriver;
+
+/// A region that is memory.
+struct Notebook(Arc<vfio::Memory>);
+
+#[vtable]
+impl vfio::pci::Region for Notebook {
+    type Driver = TestdevDriver;
+
+    fn read(
+        &self,
+        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        access: &mut region::Read,
+    ) -> Result {
+        self.0.read(access)
+    }
+
+    fn write(
+        &self,
+        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        access: &mut region::Write,
+    ) -> Result {
+        self.0.write(access)
+    }
+
+    fn mmap(
+        &self,
+        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        mapping: &region::Mapping<'_>,
+    ) -> Result {
+        self.0.map(mapping)
+    }
+}
+
+/// What there is while the device is open.
+struct Session {
+    notebook: Arc<vfio::Memory>,
+    /// The index of the region.
+    index: u32,
+}
+
+impl Session {
+    fn new(device: &vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
+        let notebook = Arc::new(vfio::Memory::new(NOTEBOOK_SIZE)?, GFP_KERNEL)?;
+        let info = region::Info {
+            size: notebook.size(),
+            flags: region::Flag::Read | region::Flag::Write | region::Flag::Mmap,
+        };
+
+        let index = device.add_region(
+            vfio::pci::vendor_kind(VENDOR.as_raw()),
+            NOTEBOOK,
+            info,
+            Notebook(notebook.clone()),
+        )?;
+        Ok(Self { notebook, index })
+    }
+}
+
+#[vtable]
+impl vfio::Operations for TestdevDriver {
+    type Base = vfio::pci::Base;
+    type RegistrationData<'bound> = ();
+    type OpenData<'open> = Session;
+
+    fn open<'open, 'bound: 'open>(
+        device: &vfio::Device<Self, vfio::Opening>,
+        _data: Pin<&'open ()>,
+    ) -> impl PinInit<Session, Error> {
+        Session::new(device)
+    }
+
+    fn read(
+        device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session>,
+        access: &mut region::Read,
+    ) -> Result {
+        let index = access.position().index;
+
+        device.core_read(access)?;
+        if index == vfio::pci::CONFIG_REGION {
+            access.patch(SUBSYSTEM, &SUBSYSTEM_ID)?;
+        }
+        Ok(())
+    }
+
+    fn get_unmapped_area<'request>(
+        device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session>,
+        request: placement::Request<'request>,
+    ) -> Result<vfio::Placement<'request>> {
+        if request.position().index == this.index {
+            Ok(request.congruent_to_offset(NOTEBOOK_ORDER))
+        } else {
+            Ok(device.core_place(request))
+        }
+    }
+
+    fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session>) -> Result {
+        this.notebook.clear();
+
+        // The device of QEMU has no reset that vfio-pci-core knows of, which is no reason to fail.
+        match device.core_reset() {
+            Err(err) if err != EINVAL => Err(err),
+            _ => Ok(()),
+        }
+    }
+}
+
+kernel::pci_device_table!(
+    PCI_TABLE,
+    @none,
+    [pci::DeviceId::from_id(VENDOR, DEVICE).for_vfio()]
+);
+
+#[vtable]
+impl vfio::pci::Driver for TestdevDriver {
+    type IdInfo = ();
+    const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
+
+    fn probe<'bound>(
+        _dev: &'bound pci::Device<Core<'_>>,
+        _id_info: Option<&'bound ()>,
+    ) -> impl PinInit<(), Error> + 'bound {
+        Ok(())
+    }
+}
+
+kernel::module_vfio_pci_driver! {
+    type: TestdevDriver,
+    name: "rust_vfio_pci_testdev",
+    authors: ["Rust for Linux Contributors"],
+    description: "Rust VFIO sample: a driver for one type of PCI devices",
+    license: "GPL",
+}
