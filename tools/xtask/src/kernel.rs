@@ -17,6 +17,8 @@ pub struct Config {
     pub base: &'static str,
     /// What is built of it.
     pub targets: &'static [&'static str],
+    /// The directories of it that the series has code in.
+    pub parts: &'static [&'static str],
     /// About how many lines a build of everything prints, for the first bar.
     lines: u64,
 }
@@ -27,11 +29,14 @@ pub const VM: Config = Config {
     arch: "x86_64",
     base: "tinyconfig",
     targets: &["bzImage", "modules"],
+    parts: &["mm/", "drivers/vfio/", "rust/", "samples/rust/"],
     lines: 2000,
 };
 
-/// Where the series has code.
+/// Where the series has code in C.
 const PARTS: &[&str] = &["mm/", "drivers/vfio/"];
+/// Where it has code that only some architectures have.
+const VFIO: &[&str] = &["drivers/vfio/"];
 
 /// What only has to compile; each file says what it is there for.
 pub const COMPILE: &[Config] = &[
@@ -40,6 +45,7 @@ pub const COMPILE: &[Config] = &[
         arch: "sh",
         base: "allnoconfig",
         targets: PARTS,
+        parts: PARTS,
         lines: 130,
     },
     Config {
@@ -47,6 +53,7 @@ pub const COMPILE: &[Config] = &[
         arch: "i386",
         base: "tinyconfig",
         targets: PARTS,
+        parts: PARTS,
         lines: 140,
     },
     Config {
@@ -54,20 +61,23 @@ pub const COMPILE: &[Config] = &[
         arch: "x86_64",
         base: "tinyconfig",
         targets: PARTS,
+        parts: PARTS,
         lines: 180,
     },
     Config {
         name: "x86-64-variants",
         arch: "x86_64",
         base: "tinyconfig",
-        targets: &["drivers/vfio/"],
+        targets: VFIO,
+        parts: VFIO,
         lines: 130,
     },
     Config {
         name: "s390",
         arch: "s390",
         base: "tinyconfig",
-        targets: &["drivers/vfio/"],
+        targets: VFIO,
+        parts: VFIO,
         lines: 90,
     },
 ];
@@ -97,7 +107,7 @@ impl<'a> Kernel<'a> {
         self.objects.join(format!("obj-{}", config.name))
     }
 
-    fn make(&self, config: &Config) -> std::process::Command {
+    pub fn make(&self, config: &Config) -> std::process::Command {
         self.toolchain
             .make(self.tree, &self.out(config), config.arch)
     }
@@ -159,11 +169,22 @@ impl<'a> Kernel<'a> {
         run::logged(self.ctx, &log, &label, config.lines, cmd)
     }
 
-    /// The virtual machine's kernel; returns the image.
+    /// The virtual machine's kernel, and its modules; returns the image.
     pub fn vm(&self) -> Result<PathBuf> {
         self.configure(&VM)?;
         self.build(&VM, VM.targets)?;
+        let root = crate::cache::fresh(&self.objects.join("modules"))?;
+        let mut install = self.make(&VM);
+        install
+            .args(["modules_install", "INSTALL_MOD_STRIP=1"])
+            .arg(format!("INSTALL_MOD_PATH={}", root.display()));
+        run::logged(self.ctx, "modules", "modules", 0, install)?;
         Ok(self.out(&VM).join("arch/x86/boot/bzImage"))
+    }
+
+    /// Where `vm` leaves the modules.
+    pub fn modules(&self) -> PathBuf {
+        self.objects.join("modules/lib/modules")
     }
 
     /// The tree's VFIO selftests, linked statically for the initramfs; returns their directory.

@@ -37,18 +37,54 @@ pub fn runs(results: &str) -> Vec<Run> {
     runs
 }
 
+/// The suites in a kernel's log, each like a program, and how many of them it planned to run.
+pub fn suites(log: &str) -> (Vec<Run>, Option<usize>) {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut planned = None;
+    let mut open = false;
+    for line in log.lines().map(|line| untimed(line.trim_end_matches('\r'))) {
+        if let Some(label) = line.strip_prefix("    # Subtest: ") {
+            runs.push(Run {
+                label: label.to_owned(),
+                lines: Vec::new(),
+                code: None,
+            });
+            open = true;
+        } else if let Some(count) = line.strip_prefix("1..") {
+            planned = count.parse().ok();
+        } else if let Some((label, outcome)) = result(line, &[]) {
+            if let Some(run) = runs.last_mut().filter(|run| open && run.label == label) {
+                run.code = Some(matches!(outcome, Outcome::Failed(_)).into());
+                open = false;
+            }
+        } else if let Some(run) = runs.last_mut().filter(|_| open) {
+            run.lines
+                .push(line.strip_prefix("    ").unwrap_or(line).to_owned());
+        }
+    }
+    (runs, planned)
+}
+
+/// A line of the kernel's log without its time.
+fn untimed(line: &str) -> &str {
+    line.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .filter(|(time, _)| time.trim().parse::<f64>().is_ok())
+        .map_or(line, |(_, rest)| rest)
+}
+
 /// The cases of one program: one for each result line, and one for each thing that went wrong
 /// around them.
 pub fn cases(run: &Run) -> Vec<(String, Outcome)> {
     let mut cases: Vec<(String, Outcome)> = Vec::new();
     let mut planned = None;
+    let mut skipped = "";
     let mut diagnostics: Vec<&str> = Vec::new();
     for line in &run.lines {
         if let Some(count) = line.strip_prefix("1..") {
-            planned = count
-                .split(' ')
-                .next()
-                .and_then(|count| count.parse::<usize>().ok());
+            let (count, why) = count.split_once(" # SKIP ").unwrap_or((count, ""));
+            planned = count.parse::<usize>().ok();
+            skipped = why;
         } else if let Some(result) = result(line, &diagnostics) {
             cases.push(result);
             diagnostics.clear();
@@ -67,6 +103,7 @@ pub fn cases(run: &Run) -> Vec<(String, Outcome)> {
             "killed at its time limit: {end}"
         )))),
         (Some(SKIP), None) => cases.push(whole(Outcome::Skipped(end))),
+        (Some(SKIP), Some(0)) => cases.push(whole(Outcome::Skipped(skipped.to_owned()))),
         (Some(code), None) => cases.push(whole(Outcome::Failed(format!(
             "exit code {code} and no plan: {end}"
         )))),
@@ -118,7 +155,8 @@ fn result(line: &str, diagnostics: &[&str]) -> Option<(String, Outcome)> {
                 .iter()
                 .rev()
                 .find(|line| {
-                    line.starts_with("# ") && !line.contains(" FAIL ") && !line.contains(": Test ")
+                    let noise = [" FAIL ", ": Test ", ".speed: ", ": pass:"];
+                    line.starts_with("# ") && !noise.iter().any(|noise| line.contains(noise))
                 })
                 .map_or(String::new(), |line| {
                     line.trim_start_matches("# ").trim().to_owned()
@@ -140,7 +178,8 @@ pub fn speedup(run: &Run) -> Option<u64> {
 pub fn figures(run: &Run) -> Vec<String> {
     run.lines
         .iter()
-        .filter(|line| line.starts_with("# ") && line.contains(" ms"))
+        .filter(|line| line.starts_with("# "))
+        .filter(|line| [" ms", " ns"].iter().any(|unit| line.contains(unit)))
         // TH_LOG puts file:line:test: in front.
         .map(|line| line.splitn(4, ':').last().unwrap_or(line).trim().to_owned())
         .collect()
@@ -219,8 +258,59 @@ mod tests {
             Outcome::Skipped("No driver".to_owned())
         );
         assert_eq!(
+            whole(&["1..0 # SKIP no module"], Some(SKIP)),
+            Outcome::Skipped("no module".to_owned())
+        );
+        assert_eq!(
             whole(&["Assertion"], Some(255)),
             failed("exit code 255 and no plan: Assertion")
+        );
+    }
+
+    #[test]
+    fn suites_are_found_in_a_log() {
+        let log = [
+            "[    0.1] Booting",
+            "[    0.2] KTAP version 1",
+            "1..3",
+            "    KTAP version 1",
+            "    # Subtest: a",
+            "    1..2",
+            "[    0.3]     ok 1 x",
+            "        ok 1 parameter",
+            "    # y: EXPECTATION FAILED at f.c:3",
+            "    # y.speed: normal",
+            "noise",
+            "    not ok 2 y",
+            "# a: pass:1 fail:1 skip:0 total:2",
+            "not ok 1 a",
+            "    # Subtest: b",
+            "    1..1",
+            "    ok 1 z # SKIP no device",
+            "ok 2 b # SKIP",
+            "    # Subtest: c",
+            "    1..1",
+            "Kernel panic",
+        ];
+        let log = log.join("\n");
+        let (suites, planned) = suites(&log);
+        assert_eq!(planned, Some(3));
+        let labels: Vec<_> = suites.iter().map(|run| (&*run.label, run.code)).collect();
+        assert_eq!(labels, [("a", Some(1)), ("b", Some(0)), ("c", None)]);
+        assert_eq!(
+            cases(&suites[0]),
+            [
+                ("x".to_owned(), Outcome::Passed),
+                ("y".to_owned(), failed("y: EXPECTATION FAILED at f.c:3")),
+            ]
+        );
+        assert_eq!(
+            cases(&suites[1]),
+            [("z".to_owned(), Outcome::Skipped("no device".to_owned()))]
+        );
+        assert_eq!(
+            cases(&suites[2])[0].1,
+            failed("it did not end: Kernel panic")
         );
     }
 
@@ -236,10 +326,11 @@ mod tests {
         let lines = [
             "# t.c:70:faults:BAR2, 4096 bytes: 1 faults in 0.01 ms",
             "# t.c:71:x:Seed 3",
+            "# t.c:72:same:read: 7 ns with a",
         ];
         assert_eq!(
             figures(&run(&lines, Some(0))),
-            ["BAR2, 4096 bytes: 1 faults in 0.01 ms"]
+            ["BAR2, 4096 bytes: 1 faults in 0.01 ms", "read: 7 ns with a"]
         );
     }
 }

@@ -6,16 +6,20 @@ mod b4;
 mod base;
 mod cache;
 mod checkout;
+mod compile_fail;
 mod export;
 mod git;
 mod kernel;
 mod ktap;
+mod kunit;
 mod maintainers;
 mod modlines;
+mod parity;
 mod report;
 mod run;
 mod series;
 mod test;
+mod text;
 mod thp;
 mod toolchain;
 mod ui;
@@ -174,15 +178,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             let all = assembled(&ctx, base.base.as_deref())?;
             let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build, Purpose::Vm])?;
             let kernel = Kernel::new(&ctx, &toolchain, &all);
-            let (image, tests) = (kernel.vm()?, kernel.selftests()?);
-            let gen_init_cpio = kernel.out(&kernel::VM).join("usr/gen_init_cpio");
-            Vm {
-                ctx: &ctx,
-                image: &image,
-                tests: &tests,
-                gen_init_cpio: &gen_init_cpio,
-            }
-            .shell()
+            Vm::new(&kernel, kernel.vm()?, kernel.selftests()?).shell()
         }
         Cmd::Checkout { base } => {
             let all = assembled(&ctx, base.base.as_deref())?;

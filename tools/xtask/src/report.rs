@@ -19,6 +19,7 @@ struct Case {
 pub struct Report {
     cases: Vec<Case>,
     notes: Vec<String>,
+    tables: Vec<String>,
 }
 
 impl Report {
@@ -64,6 +65,11 @@ impl Report {
         self.notes.push(text);
     }
 
+    /// A comparison, shown below the counts.
+    pub fn table(&mut self, text: String) {
+        self.tables.push(text);
+    }
+
     pub fn failed(&self) -> usize {
         self.count(None).1
     }
@@ -100,15 +106,18 @@ impl Report {
             .unwrap_or(0)
             .max(4);
         let mut out = format!(
-            "{:8}  {:width$}  passed  failed  skipped\n",
+            "{:12}  {:width$}  passed  failed  skipped\n",
             "stage", "test"
         );
         for group in groups {
             let (passed, failed, skipped) = self.count(Some(group));
             out.push_str(&format!(
-                "{:8}  {:width$}  {passed:>6}  {failed:>6}  {skipped:>7}\n",
+                "{:12}  {:width$}  {passed:>6}  {failed:>6}  {skipped:>7}\n",
                 group.0, group.1
             ));
+        }
+        for table in &self.tables {
+            out.push_str(&format!("\n{table}\n"));
         }
         for note in &self.notes {
             out.push_str(&format!("note: {note}\n"));

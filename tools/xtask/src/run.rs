@@ -74,7 +74,8 @@ fn failure(cmd: &Command, stderr: &[u8]) -> miette::Report {
 }
 
 /// Runs a long command: everything it prints goes to a log of that name, a bar counts its lines
-/// against the last run (or `estimate`), and a failure names the log and shows its end.
+/// against the last run (or `estimate`; 0 if they are no measure), and a failure names the log and
+/// shows its end.
 pub fn logged(ctx: &Ctx, log: &str, label: &str, estimate: u64, mut cmd: Command) -> Result<()> {
     let path = ctx.cache.log(log);
     let mut file = File::create(&path).into_diagnostic()?;
@@ -90,7 +91,10 @@ pub fn logged(ctx: &Ctx, log: &str, label: &str, estimate: u64, mut cmd: Command
     // The command holds the writing end of the pipe; without this the reader never sees the end.
     drop(cmd);
 
-    let expected = ctx.cache.lines(log).unwrap_or(estimate);
+    let expected = match estimate {
+        0 => 0,
+        _ => ctx.cache.lines(log).unwrap_or(estimate),
+    };
     let mut bar = ctx.ui.bar(label, expected);
     let mut lines = 0;
     let mut reader = BufReader::new(reader);

@@ -8,19 +8,42 @@ use miette::{IntoDiagnostic, Result, miette};
 
 use crate::b4::B4;
 use crate::kernel::{COMPILE, Config, Kernel, VM};
+use crate::kunit::Leg;
+use crate::parity::Parity;
 use crate::report::{Outcome, Report};
 use crate::series::Series;
 use crate::toolchain::{Purpose, Toolchain};
 use crate::vm::{self, Item, Vm};
-use crate::{Assembled, Ctx, assemble, assembled, cache, export, ktap, thp};
+use crate::{
+    Assembled, Ctx, assemble, assembled, cache, compile_fail, export, ktap, kunit, text, thp,
+};
 
 /// The stages in their order.
-const STAGES: [&str; 7] = ["unit", "overlay", "series", "thp", "build", "compile", "vm"];
+const STAGES: [&str; 9] = [
+    "unit",
+    "overlay",
+    "series",
+    "thp",
+    "build",
+    "compile-fail",
+    "compile",
+    "kunit",
+    "vm",
+];
 
 /// The one selftest that drives a device, and is written for this one.
 const DRIVER_TEST: &str = "vfio_pci_driver_test";
 /// What runs on every device; the tree's own tests need what only a real function has.
 const PLACEMENT_TEST: &str = "vfio_pci_mmap_placement_test";
+
+/// What needs a device that reports errors.
+const AER_TEST: &str = "vfio_pci_aer_test";
+/// What loads a driver of its own, and so needs no device.
+const RUST_TEST: &str = "vfio_rust_mem_test";
+/// What binds pci-testdev to drivers itself.
+const TESTDEV_TEST: &str = "vfio_rust_pci_testdev_test";
+const COST_TEST: &str = "vfio_pci_cost_test";
+const NO_DEVICE: &str = "kernel";
 
 /// The plenty that a program gets on an emulated processor, next to another machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -53,6 +76,7 @@ impl Selection<'_> {
             || COMPILE
                 .iter()
                 .any(|config| self.test("compile", config.name))
+            || kunit::LEGS.iter().any(|leg| self.test("kunit", leg.name))
             || items.iter().any(|item| self.test("vm", &item.label()));
         match self.0 {
             Some(only) if !known => Err(miette!(
@@ -138,13 +162,21 @@ fn kernel_stages(
         .iter()
         .filter(|config| select.test("compile", config.name))
         .collect();
+    let legs: Vec<&Leg> = kunit::LEGS
+        .iter()
+        .filter(|leg| select.test("kunit", leg.name))
+        .collect();
+    // What names nothing else is a test in the virtual machine.
     let wants_vm = select.0.is_none_or(|only| {
-        !STAGES.contains(&only) && !COMPILE.iter().any(|config| config.name == only) || only == "vm"
+        only == "vm" || !STAGES.contains(&only) && compile.is_empty() && legs.is_empty()
     });
-    let build = select.stage("build") || wants_vm;
+    let build = select.stage("build") || select.stage("compile-fail") || wants_vm;
     let mut purposes = Vec::new();
-    if build || !compile.is_empty() {
+    if build || !compile.is_empty() || !legs.is_empty() {
         purposes.push(Purpose::Build);
+    }
+    if !legs.is_empty() {
+        purposes.push(Purpose::Kunit);
     }
     if build {
         purposes.push(Purpose::Vm);
@@ -162,6 +194,10 @@ fn kernel_stages(
     } else {
         None
     };
+    if select.stage("compile-fail") && built.is_some() {
+        ctx.ui.step("compiling programs that are to be refused");
+        compile_fail::run(&kernel, &all.series, report)?;
+    }
     for config in compile {
         ctx.ui
             .step(format!("compiling mm and drivers/vfio for {}", config.name));
@@ -170,15 +206,12 @@ fn kernel_stages(
             .and_then(|()| kernel.build(config, config.targets));
         report.check("compile", config.name, result);
     }
+    for leg in legs {
+        ctx.ui.step(format!("KUnit: {}", leg.name));
+        kunit::run(&kernel, leg, report)?;
+    }
     if let (Some((image, tests)), true) = (built, wants_vm) {
-        let gen_init_cpio = kernel.out(&VM).join("usr/gen_init_cpio");
-        let vm = Vm {
-            ctx,
-            image: &image,
-            tests: &tests,
-            gen_init_cpio: &gen_init_cpio,
-        };
-        machines(&vm, select, report)?;
+        machines(&Vm::new(&kernel, image, tests), select, report)?;
     }
     Ok(())
 }
@@ -197,6 +230,12 @@ fn built(
         return Ok(Some((image?, tests?)));
     }
     let image = report.check("build", "kernel of the virtual machine", image);
+    if image.is_some()
+        && let Some(found) =
+            report.check("build", "text size in Rust and in C", text::compare(kernel))
+    {
+        report.note(found);
+    }
     let tests = report.check("build", "selftests", tests);
     Ok(image.zip(tests))
 }
@@ -311,67 +350,108 @@ fn series(ctx: &Ctx, all: &Assembled, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The devices that a selftest runs on, or the one that stands for none.
+fn devices(program: &str) -> Vec<&'static str> {
+    let all = || vm::DEVICES.iter().map(|device| device.name);
+    match program {
+        RUST_TEST => vec![NO_DEVICE],
+        PLACEMENT_TEST => all().filter(|device| *device != "rng").collect(),
+        AER_TEST => vec!["rng"],
+        TESTDEV_TEST | COST_TEST => vec!["testdev"],
+        _ => all().filter(|device| *device == "igb").collect(),
+    }
+}
+
 /// What runs where.
 fn plan(programs: &[String]) -> Vec<Item> {
     let mut plan = Vec::new();
-    for program in programs {
-        for device in vm::DEVICES {
-            if device.name == "igb" || program == PLACEMENT_TEST {
-                let limit = if program == DRIVER_TEST {
-                    DRIVER_LIMIT
-                } else {
-                    LIMIT
-                };
+    for &driver in vm::DRIVERS {
+        for program in programs {
+            // Some do not ask for the driver that the device is bound to.
+            let any = [RUST_TEST, TESTDEV_TEST, COST_TEST].contains(&program.as_str());
+            if any && driver != vm::DRIVERS[0] {
+                continue;
+            }
+            for device in devices(program) {
                 plan.push(Item {
-                    device: device.name,
+                    driver,
+                    device,
                     program: program.clone(),
-                    limit,
+                    limit: if program == DRIVER_TEST {
+                        DRIVER_LIMIT
+                    } else {
+                        LIMIT
+                    },
                 });
             }
         }
     }
     plan.push(Item {
-        device: "kernel",
+        driver: vm::DRIVERS[0],
+        device: NO_DEVICE,
         program: vm::KUNIT.to_owned(),
         limit: LIMIT,
     });
     plan
 }
 
+/// A virtual machine's name, the driver that its devices are bound to, and what it runs.
+type Machine = (String, &'static str, Vec<Item>);
+
+/// Deals the items out to machines: two at a time, as many as run side by side, and in each pair
+/// the driver's test is alone, since it sleeps through most of its minutes.
+fn lanes(items: Vec<Item>) -> [Vec<Machine>; 2] {
+    let (alone, rest): (Vec<Item>, Vec<Item>) = items
+        .into_iter()
+        .partition(|item| item.program == DRIVER_TEST);
+    [("driver", alone), ("devices", rest)].map(|(name, mut items)| {
+        let mut machines = Vec::new();
+        for &driver in vm::DRIVERS {
+            let (ours, others) = items.into_iter().partition(|item| item.driver == driver);
+            items = others;
+            let name = match driver {
+                first if first == vm::DRIVERS[0] => name.to_owned(),
+                _ => format!("{driver}-{name}"),
+            };
+            machines.push((name, driver, ours));
+        }
+        machines.retain(|(_, _, items): &Machine| !items.is_empty());
+        machines
+    })
+}
+
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
-    let plan = plan(&vm::programs(vm.tests, "_test")?);
+    let plan = plan(&vm::programs(&vm.tests, "_test")?);
     let selected = plan
         .into_iter()
         .filter(|item| select.test("vm", &item.label()));
-    // It sleeps through most of its minutes, so the rest runs meanwhile, in a machine of its own.
-    let (driver, rest): (Vec<Item>, Vec<Item>) =
-        selected.partition(|item| item.program == DRIVER_TEST);
-    let groups: Vec<(&str, Vec<Item>)> = [("driver", driver), ("devices", rest)]
-        .into_iter()
-        .filter(|(_, plan)| !plan.is_empty())
-        .collect();
-    for (name, plan) in &groups {
+    let lanes = lanes(selected.collect());
+    for (name, driver, items) in lanes.iter().flatten() {
         vm.ctx.ui.step(format!(
-            "virtual machine `{name}`: {} selftests on devices bound to vfio-pci",
-            plan.len()
+            "virtual machine `{name}`: {} selftests, the devices bound to {driver}",
+            items.len()
         ));
     }
     let ended: Vec<Result<vm::Finished>> = std::thread::scope(|scope| {
-        let running: Vec<_> = groups
-            .iter()
-            .map(|(name, plan)| scope.spawn(move || vm.run(name, plan)))
-            .collect();
+        let run = |lane: &Vec<Machine>| -> Vec<_> {
+            let machines = lane.iter();
+            machines
+                .map(|(name, driver, items)| vm.run(name, driver, items))
+                .collect()
+        };
+        let running = lanes.each_ref().map(|lane| scope.spawn(move || run(lane)));
         running
             .into_iter()
-            .map(|thread| thread.join().expect("a machine's thread does not panic"))
+            .flat_map(|thread| thread.join().expect("a machine's thread does not panic"))
             .collect()
     });
-    for ((name, plan), finished) in groups.iter().zip(ended) {
+    let mut parity = Parity::default();
+    for ((name, _, items), finished) in lanes.iter().flatten().zip(ended) {
         let Some(finished) = report.check("vm", &format!("machine `{name}`"), finished) else {
             continue;
         };
         let runs = ktap::runs(&finished.results);
-        for item in plan {
+        for item in items {
             let label = item.label();
             let Some(run) = runs.iter().find(|run| run.label == label) else {
                 report.add(
@@ -383,26 +463,24 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
                 continue;
             };
             for (case, outcome) in ktap::cases(run) {
+                parity.add(item, &case, &outcome);
                 report.add("vm", &label, &case, outcome);
             }
             for figure in ktap::figures(run) {
-                report.note(format!("{}: {figure}", item.device));
+                report.note(format!("{} with {}: {figure}", item.device, item.driver));
             }
             if item.device == "ivshmem" {
                 speedup(&label, run, report);
             }
         }
-        let outcome = match vm::splats(&finished.console).first() {
-            None => Outcome::Passed,
-            Some(line) => Outcome::Failed(line.trim().to_owned()),
-        };
         report.add(
             "vm",
             &format!("machine `{name}`"),
             "no warning in the kernel's log",
-            outcome,
+            vm::clean(&finished.console),
         );
     }
+    parity.report(report);
     Ok(())
 }
 
@@ -474,16 +552,13 @@ pub fn each(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
     }
 }
 
-/// What to build of a configuration for a commit: all of it when the commit changes code.
-fn touched<'a>(changed: &[String], config: &'a Config) -> Vec<&'a str> {
-    let code = changed.iter().any(|path| {
-        !path.starts_with("Documentation/") && !path.starts_with("tools/") && path != "MAINTAINERS"
-    });
-    if code {
-        config.targets.to_vec()
-    } else {
-        Vec::new()
-    }
+/// What to build of a configuration for a commit: the directories that it touches.
+fn touched(changed: &[String], config: &Config) -> Vec<&'static str> {
+    let parts = config.parts.iter().copied();
+    let below = |part: &str| changed.iter().any(|path| path.starts_with(part));
+    // What includes a header may be in any of them.
+    let all = below("include/");
+    parts.filter(|part| all || below(part)).collect()
 }
 
 #[cfg(test)]
@@ -506,17 +581,22 @@ mod tests {
     fn placement_runs_on_every_device() {
         let programs = [PLACEMENT_TEST.to_owned(), DRIVER_TEST.to_owned()];
         let labels: Vec<String> = plan(&programs).iter().map(Item::label).collect();
-        // The driver's test is for one device, and KUnit's results are of the kernel.
-        assert_eq!(labels.len(), vm::DEVICES.len() + 2);
+        // Three devices have BARs to place, the driver's test is for one, and KUnit's results are of
+        // the kernel.
+        let tests = 3 + 1;
+        assert_eq!(labels.len(), vm::DRIVERS.len() * tests + 1);
         assert!(labels.contains(&"kernel/kunit".to_owned()));
         assert!(labels.contains(&format!("ivshmem/{PLACEMENT_TEST}")));
         assert!(labels.contains(&format!("igb/{DRIVER_TEST}")));
     }
 
     #[test]
-    fn only_code_is_built() {
-        let paths = |list: &[&str]| list.iter().map(|path| path.to_string()).collect::<Vec<_>>();
-        assert!(touched(&paths(&["Documentation/a.rst", "MAINTAINERS"]), &VM).is_empty());
-        assert_eq!(touched(&paths(&["mm/mmap.c"]), &VM), VM.targets);
+    fn directories_of_a_commit() {
+        let touched = |path: &str| touched(&[path.to_owned()], &VM);
+        assert!(touched("Documentation/a.rst").is_empty());
+        assert!(touched("tools/testing/selftests/mm/a.c").is_empty());
+        assert_eq!(touched("mm/mmap.c"), ["mm/"]);
+        assert_eq!(touched("drivers/vfio/pci/Kconfig"), ["drivers/vfio/"]);
+        assert_eq!(touched("include/linux/vfio.h"), VM.parts);
     }
 }

@@ -97,7 +97,19 @@ const VM: &[Need] = &[
         there: || static_busybox().is_some(),
         packages: &["busybox-static"],
     },
+    Need {
+        what: "depmod",
+        // Where the kernel's makefiles look for it, whatever PATH says.
+        there: || run::exists("depmod") || Path::new("/sbin/depmod").exists(),
+        packages: &["kmod"],
+    },
 ];
+
+const KUNIT: &[Need] = &[Need {
+    what: "Python",
+    there: || run::exists("python3"),
+    packages: &["python3"],
+}];
 
 const B4: &[Need] = &[Need {
     what: "Python's venv",
@@ -118,6 +130,7 @@ pub enum Purpose {
     B4,
     Build,
     Vm,
+    Kunit,
     Cross,
 }
 
@@ -143,9 +156,11 @@ fn missing(purposes: &[Purpose]) -> (Vec<&'static Need>, bool) {
         Purpose::B4 => B4,
         Purpose::Build => BUILD,
         Purpose::Vm => VM,
+        Purpose::Kunit => KUNIT,
         Purpose::Cross => CROSS,
     });
-    let qemu = purposes.contains(&Purpose::Vm) && !qemu_has_igb();
+    let boots = |purpose| matches!(purpose, &Purpose::Vm | &Purpose::Kunit);
+    let qemu = purposes.iter().any(boots) && !qemu_has_igb();
     (needs.filter(|need| !(need.there)()).collect(), qemu)
 }
 
@@ -226,8 +241,41 @@ impl Toolchain {
             .arg(&tree.dir)
             .arg(format!("-j{}", self.jobs))
             .arg(format!("ARCH={arch}"))
-            .arg(format!("BINDGEN={}", self.bindgen.display()))
-            .env("RUST_LIB_SRC", &self.rust_lib_src)
+            .args(self.settings(arch));
+        if !out.as_os_str().is_empty() {
+            cmd.arg(format!("O={}", out.display()));
+        }
+        self.environment(&mut cmd);
+        cmd
+    }
+
+    /// A command of kunit.py in the kernel tree `tree`, with its output in `out`.
+    pub fn kunit(&self, tree: &Repo, out: &Path, command: &str) -> Command {
+        let mut cmd = Command::new("python3");
+        cmd.arg(tree.dir.join("tools/testing/kunit/kunit.py"))
+            .arg(command)
+            .arg(format!("--build_dir={}", out.display()));
+        for setting in self.settings("") {
+            cmd.arg(format!("--make_options={setting}"));
+        }
+        // The tree stays as git has it.
+        cmd.env("PYTHONDONTWRITEBYTECODE", "1");
+        self.environment(&mut cmd);
+        cmd
+    }
+
+    /// What make is told of the programs to use.
+    fn settings(&self, arch: &str) -> [String; 2] {
+        let compiler = match (arch, self.llvm.as_str()) {
+            ("sh", _) => "CROSS_COMPILE=sh4-linux-gnu-".to_owned(),
+            (_, "") => "LLVM=1".to_owned(),
+            (_, suffix) => format!("LLVM={suffix}"),
+        };
+        [format!("BINDGEN={}", self.bindgen.display()), compiler]
+    }
+
+    fn environment(&self, cmd: &mut Command) {
+        cmd.env("RUST_LIB_SRC", &self.rust_lib_src)
             .env("LC_ALL", "C")
             // The same input gives the same kernel, and an unchanged tree stays unchanged.
             .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
@@ -237,26 +285,14 @@ impl Toolchain {
             .env_remove("KBUILD_OUTPUT")
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL");
-        if arch == "sh" {
-            cmd.arg("CROSS_COMPILE=sh4-linux-gnu-");
-        } else {
-            cmd.arg(format!(
-                "LLVM={}",
-                if self.llvm.is_empty() {
-                    "1"
-                } else {
-                    &self.llvm
-                }
-            ));
-        }
-        if !out.as_os_str().is_empty() {
-            cmd.arg(format!("O={}", out.display()));
-        }
-        cmd
     }
 
     pub fn clang(&self) -> String {
         format!("clang{}", self.llvm)
+    }
+
+    pub fn size(&self) -> String {
+        format!("llvm-size{}", self.llvm)
     }
 }
 

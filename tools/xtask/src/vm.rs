@@ -1,13 +1,17 @@
-//! The virtual machine: an initramfs of busybox and the selftests, and QEMU with an IOMMU and three
-//! devices bound to vfio-pci.
+//! The virtual machine: an initramfs of busybox, the kernel's modules and the selftests, and QEMU
+//! with an IOMMU and devices bound to a VFIO driver.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use crate::kernel::{self, Kernel};
+use crate::report::Outcome;
 use crate::{Ctx, cache, run, toolchain};
 
 /// A device of the machine, as QEMU makes it and as the guest finds it.
@@ -16,6 +20,9 @@ pub struct Device {
     id: &'static str,
     args: &'static [&'static str],
 }
+
+/// The drivers that the devices are bound to, the one that others are measured by first.
+pub const DRIVERS: &[&str] = &["vfio-pci", "rust_vfio_pci"];
 
 pub const DEVICES: &[Device] = &[
     // DMA, MSI-X and SR-IOV; behind a port, as a card of its kind is.
@@ -46,12 +53,31 @@ pub const DEVICES: &[Device] = &[
             "ivshmem-plain,memdev=shared",
         ],
     },
+    // Reports errors, which igb does not: QEMU leaves the bits read-only that would let it. Without
+    // the speed of the port the kernel waits in vain for the link after a fatal one.
+    Device {
+        name: "rng",
+        id: "0x1af4:0x1044",
+        args: &[
+            "-device",
+            "pcie-root-port,id=rp1,chassis=2,port=1,x-speed=5",
+            "-device",
+            "virtio-rng-pci,id=rng,bus=rp1,aer=on,disable-legacy=on",
+        ],
+    },
 ];
 
-/// vfio-pci makes virtual functions only when told so (else writing sriov_numvfs gives ENOENT, and
+/// The errors that a test can ask for by a line that begins with `# inject`, as QEMU calls them.
+const ERRORS: &[(&str, &str)] = &[
+    ("correctable", "BAD_TLP"),
+    ("nonfatal", "COMP_ABORT"),
+    ("fatal", "MALF_TLP"),
+];
+
+/// The drivers make virtual functions only when told so (else writing sriov_numvfs gives ENOENT, and
 /// vfio_pci_sriov_uapi_test stops there); the 1 GiB page is for vfio_dma_mapping_test.
 const COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on iommu=pt vfio_pci.enable_sriov=1 \
-    hugepagesz=1G hugepages=1 panic=-1";
+    rust_vfio_pci.enable_sriov=1 hugepagesz=1G hugepages=1 panic=-1";
 
 /// From start to the guest's first program: three seconds where nothing else runs, but now and then
 /// an emulated boot stalls with both processors idle, long before any of our code.
@@ -65,24 +91,36 @@ const GRACE: Duration = Duration::from_secs(60);
 
 /// One program on one device.
 pub struct Item {
+    /// What all devices of the machine are bound to.
+    pub driver: &'static str,
     pub device: &'static str,
     pub program: String,
     pub limit: Duration,
 }
 
 impl Item {
-    pub fn label(&self) -> String {
+    /// What the program does on the device, whatever the driver.
+    pub fn test(&self) -> String {
         format!("{}/{}", self.device, self.program)
+    }
+
+    pub fn label(&self) -> String {
+        match self.driver {
+            driver if driver == DRIVERS[0] => self.test(),
+            driver => format!("{driver}/{}", self.test()),
+        }
     }
 }
 
 pub struct Vm<'a> {
     pub ctx: &'a Ctx,
-    pub image: &'a Path,
+    image: PathBuf,
+    /// What belongs into the guest's /lib/modules.
+    modules: PathBuf,
     /// Directory of the selftests.
-    pub tests: &'a Path,
+    pub tests: PathBuf,
     /// The kernel's own tool, as its build left it.
-    pub gen_init_cpio: &'a Path,
+    gen_init_cpio: PathBuf,
 }
 
 /// What a machine that ended left behind.
@@ -93,14 +131,24 @@ pub struct Finished {
     pub console: String,
 }
 
-impl Vm<'_> {
-    fn initramfs(&self, dir: &Path, plan: Option<&[Item]>) -> Result<PathBuf> {
+impl<'a> Vm<'a> {
+    /// A machine of what `kernel` has built: the image and the selftests that are given here, and
+    /// what lies beside them.
+    pub fn new(kernel: &Kernel<'a>, image: PathBuf, tests: PathBuf) -> Vm<'a> {
+        Vm {
+            ctx: kernel.ctx,
+            image,
+            modules: kernel.modules(),
+            tests,
+            gen_init_cpio: kernel.out(&kernel::VM).join("usr/gen_init_cpio"),
+        }
+    }
+
+    fn initramfs(&self, dir: &Path, driver: &str, plan: Option<&[Item]>) -> Result<PathBuf> {
         let busybox =
             toolchain::static_busybox().ok_or_else(|| miette!("there is no static busybox"))?;
         let init = self.ctx.root.join("tools/xtask/guest/init");
-        let mut spec = String::from(
-            "dir /bin 0755 0 0\ndir /dev 0755 0 0\ndir /tests 0755 0 0\nnod /dev/console 0600 0 0 c 5 1\n",
-        );
+        let mut spec = String::from("nod /dev/console 0600 0 0 c 5 1\n");
         let mut add = |to: &str, from: &Path, mode: &str| {
             spec.push_str(&format!("file {to} {} {mode} 0 0\n", from.display()));
         };
@@ -108,11 +156,11 @@ impl Vm<'_> {
         add("/init", &init, "0755");
         let devices: String = DEVICES
             .iter()
-            .map(|device| format!("{} {}\n", device.name, device.id))
+            .map(|device| format!("{} {} {driver}\n", device.name, device.id))
             .collect();
         fs::write(dir.join("devices"), devices).into_diagnostic()?;
         add("/devices", &dir.join("devices"), "0644");
-        for program in programs(self.tests, "_test")? {
+        for program in programs(&self.tests, "_test")? {
             add(
                 &format!("/tests/{program}"),
                 &self.tests.join(&program),
@@ -121,6 +169,10 @@ impl Vm<'_> {
         }
         let kunit = self.ctx.root.join("tools/xtask/guest/kunit");
         add(&format!("/tests/{KUNIT}"), &kunit, "0755");
+        for file in files(&self.modules)? {
+            let name = file.strip_prefix(&self.modules).into_diagnostic()?;
+            add(&format!("/lib/modules/{}", name.display()), &file, "0644");
+        }
         if let Some(plan) = plan {
             let lines: String = plan
                 .iter()
@@ -137,10 +189,10 @@ impl Vm<'_> {
             fs::write(dir.join("plan"), lines).into_diagnostic()?;
             add("/plan", &dir.join("plan"), "0644");
         }
-        fs::write(dir.join("spec"), spec).into_diagnostic()?;
+        fs::write(dir.join("spec"), with_parents(&spec)).into_diagnostic()?;
         let image = dir.join("initramfs");
         let out = File::create(&image).into_diagnostic()?;
-        let mut cmd = Command::new(self.gen_init_cpio);
+        let mut cmd = Command::new(&self.gen_init_cpio);
         let status = cmd
             .arg(dir.join("spec"))
             .stdout(out)
@@ -166,7 +218,7 @@ impl Vm<'_> {
         .args(["-smp", "2", "-m", "4G", "-nodefaults", "-no-reboot"])
         .args(["-device", "intel-iommu,intremap=on,aw-bits=48"])
         .arg("-kernel")
-        .arg(self.image)
+        .arg(&self.image)
         .arg("-initrd")
         .arg(initramfs)
         .args(["-append", COMMAND_LINE]);
@@ -176,10 +228,11 @@ impl Vm<'_> {
         cmd
     }
 
-    /// Boots, runs the plan to its end and returns what was printed.
-    pub fn run(&self, name: &str, plan: &[Item]) -> Result<Finished> {
+    /// Boots with the devices bound to `driver`, runs the plan to its end and returns what was
+    /// printed.
+    pub fn run(&self, name: &str, driver: &str, plan: &[Item]) -> Result<Finished> {
         let dir = cache::fresh(&self.ctx.cache.path("vm").join(name))?;
-        let initramfs = self.initramfs(&dir, Some(plan))?;
+        let initramfs = self.initramfs(&dir, driver, Some(plan))?;
         let mut machine = self.boot(name, &dir, &initramfs)?;
         let mut bar = self.ctx.ui.bar(name, plan.len() as u64);
         for (index, item) in plan.iter().enumerate() {
@@ -244,7 +297,7 @@ impl Vm<'_> {
     /// A shell in the machine, on this terminal.
     pub fn shell(&self) -> Result<()> {
         let dir = cache::fresh(&self.ctx.cache.path("vm/shell"))?;
-        let initramfs = self.initramfs(&dir, None)?;
+        let initramfs = self.initramfs(&dir, DRIVERS[0], None)?;
         let mut cmd = self.qemu(&initramfs, false);
         cmd.args(["-nographic", "-serial", "mon:stdio"]);
         self.ctx
@@ -260,6 +313,35 @@ impl Vm<'_> {
         }
         Ok(())
     }
+}
+
+/// All files below a directory. The links that modules_install leaves there lead out of it.
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_diagnostic()? {
+        let entry = entry.into_diagnostic()?;
+        let kind = entry.file_type().into_diagnostic()?;
+        if kind.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// The list for gen_init_cpio, with the directories that its files are in.
+fn with_parents(spec: &str) -> String {
+    let mut dirs = BTreeSet::new();
+    for path in spec.lines().filter_map(|line| line.split(' ').nth(1)) {
+        let parents = Path::new(path).ancestors().skip(1);
+        dirs.extend(parents.filter(|parent| parent.parent().is_some()));
+    }
+    // A directory sorts before what is in it.
+    let dirs = dirs
+        .iter()
+        .map(|dir| format!("dir {} 0755 0 0\n", dir.display()));
+    dirs.chain([spec.to_owned()]).collect()
 }
 
 /// The selftests in a directory, by name: the programs, or their sources.
@@ -285,9 +367,13 @@ enum Ready {
 struct Machine {
     name: String,
     qemu: Child,
+    /// Where QEMU takes the commands of its machine protocol.
+    monitor: ChildStdin,
+    /// How many errors it has been told to inject.
+    injected: usize,
     console: PathBuf,
     results: PathBuf,
-    /// What QEMU prints.
+    /// What QEMU prints, and its answers.
     messages: PathBuf,
 }
 
@@ -300,25 +386,50 @@ impl Machine {
         }
         // QEMU speaks of every DMA fault that a test provokes.
         let messages = ctx.cache.log(&format!("vm-{name}-qemu"));
-        let stderr = File::create(&messages).into_diagnostic()?;
-        cmd.args(["-display", "none", "-serial"])
+        let printed = File::create(&messages).into_diagnostic()?;
+        cmd.args(["-display", "none", "-qmp", "stdio", "-serial"])
             .arg(format!("file:{}", console.display()))
             .arg("-serial")
             .arg(format!("file:{}", results.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let qemu = cmd
+            .stdin(Stdio::piped())
+            .stdout(printed.try_clone().into_diagnostic()?)
+            .stderr(printed);
+        let mut qemu = cmd
             .spawn()
             .into_diagnostic()
             .wrap_err("cannot run qemu-system-x86_64")?;
-        Ok(Machine {
+        let monitor = qemu.stdin.take().expect("stdin is piped");
+        let mut machine = Machine {
             name: name.to_owned(),
             qemu,
+            monitor,
+            injected: 0,
             console,
             results,
             messages,
-        })
+        };
+        machine.command(r#""qmp_capabilities""#);
+        Ok(machine)
+    }
+
+    /// Gives QEMU a command.
+    fn command(&mut self, what: &str) {
+        // A QEMU that has ended is noticed by who waits for it, and has said why.
+        writeln!(self.monitor, r#"{{"execute":{what}}}"#).ok();
+    }
+
+    /// Does what the tests have asked for meanwhile: `# inject KIND ADDRESS`.
+    fn inject(&mut self, results: &str) {
+        let kinds = results.lines().filter_map(|line| {
+            let kind = line.strip_prefix("# inject ")?.split(' ').next()?;
+            ERRORS.iter().find(|(name, _)| *name == kind)
+        });
+        for (_, error) in kinds.skip(self.injected) {
+            self.injected += 1;
+            self.command(&format!(
+                r#""human-monitor-command","arguments":{{"command-line":"pcie_aer_inject_error rng {error}"}}"#
+            ));
+        }
     }
 
     /// Waits for a line of the results, or for the end of QEMU.
@@ -327,9 +438,11 @@ impl Machine {
         loop {
             let status = self.qemu.try_wait().into_diagnostic()?;
             let results = fs::read(&self.results).into_diagnostic()?;
-            if String::from_utf8_lossy(&results).lines().any(wanted) {
+            let results = String::from_utf8_lossy(&results);
+            if results.lines().any(wanted) {
                 return Ok(Ready::Yes);
             }
+            self.inject(&results);
             if let Some(status) = status {
                 return Ok(Ready::Ended(status));
             }
@@ -376,14 +489,23 @@ impl Drop for Machine {
     }
 }
 
+/// Whether a kernel's log is as it should be.
+pub fn clean(log: &str) -> Outcome {
+    match splats(log).first() {
+        None => Outcome::Passed,
+        Some(line) => Outcome::Failed(line.trim().to_owned()),
+    }
+}
+
 /// Lines of the kernel's log that no test is allowed to cause.
-pub fn splats(console: &str) -> Vec<&str> {
+fn splats(console: &str) -> Vec<&str> {
     let signs = [
         "BUG:",
         "WARNING:",
         "Oops:",
         "general protection fault",
         "INFO: task",
+        "INFO: trying to register non-static key",
         "rcu: INFO",
         "KASAN:",
         "UBSAN:",
@@ -398,6 +520,25 @@ pub fn splats(console: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_come_before_what_is_in_them() {
+        let spec = "file /bin/busybox /x 0755 0 0\nfile /lib/modules/1/a.ko /y 0644 0 0\nfile /init /z 0755 0 0\n";
+        let dirs = "dir /bin 0755 0 0\ndir /lib 0755 0 0\ndir /lib/modules 0755 0 0\ndir /lib/modules/1 0755 0 0\n";
+        assert_eq!(with_parents(spec), format!("{dirs}{spec}"));
+    }
+
+    #[test]
+    fn labels_name_the_driver_that_is_measured() {
+        let item = |driver| Item {
+            driver,
+            device: "igb",
+            program: "a".to_owned(),
+            limit: Duration::ZERO,
+        };
+        assert_eq!(item(DRIVERS[0]).label(), "igb/a");
+        assert_eq!(item("other").label(), "other/igb/a");
+    }
 
     #[test]
     fn splats_are_seen() {

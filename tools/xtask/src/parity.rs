@@ -1,0 +1,170 @@
+//! Whether the selftests find a difference between the driver in C and another one.
+
+use std::collections::BTreeMap;
+
+use crate::report::{Outcome, Report};
+use crate::vm::{DRIVERS, Item};
+
+/// The outcomes of each test by driver, each by case.
+#[derive(Default)]
+pub struct Parity(BTreeMap<String, BTreeMap<&'static str, Cases>>);
+
+type Cases = BTreeMap<String, Outcome>;
+
+impl Parity {
+    pub fn add(&mut self, item: &Item, case: &str, outcome: &Outcome) {
+        let drivers = self.0.entry(item.test()).or_default();
+        let cases = drivers.entry(item.driver).or_default();
+        cases.insert(case.to_owned(), outcome.clone());
+    }
+
+    /// A table, and for each test the cases that end otherwise than with the first driver.
+    pub fn report(&self, report: &mut Report) {
+        let mut table = String::new();
+        for (test, drivers) in &self.0 {
+            let Some(first) = drivers.get(DRIVERS[0]) else {
+                continue;
+            };
+            for (driver, cases) in drivers.iter().filter(|(driver, _)| **driver != DRIVERS[0]) {
+                let label = format!("{driver}/{test}");
+                let different = differences(first, cases);
+                let verdict = if different.is_empty() {
+                    let name = format!("the same outcome in {} cases", first.len());
+                    report.add("parity", &label, &name, Outcome::Passed);
+                    "equal"
+                } else {
+                    "different"
+                };
+                table += &row([&label, &counts(first), &counts(cases), verdict]);
+                for (case, why) in different {
+                    report.add("parity", &label, &case, Outcome::Failed(why));
+                }
+            }
+        }
+        if !table.is_empty() {
+            let with = format!("with {}", DRIVERS[0]);
+            let head = row(["passed/failed/skipped", &with, "otherwise", "outcomes"]);
+            report.table(head + &table);
+        }
+    }
+}
+
+fn row([test, first, other, verdict]: [&str; 4]) -> String {
+    format!("{test:56}  {first:>14}  {other:>10}  {verdict}\n")
+}
+
+/// The cases that do not end alike, and how.
+fn differences(first: &Cases, other: &Cases) -> Vec<(String, String)> {
+    let with = DRIVERS[0];
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for (name, outcome) in first {
+        let was = word(outcome);
+        match other.get(name).map(word) {
+            None => missing.push(name.as_str()),
+            Some(is) if is != was => {
+                found.push((name.clone(), format!("{is}, but {was} with {with}")));
+            }
+            Some(_) => {}
+        }
+    }
+    for (name, outcome) in other.iter().filter(|(name, _)| !first.contains_key(*name)) {
+        let why = format!("{}, but not run with {with}", word(outcome));
+        found.push((name.clone(), why));
+    }
+    // A program that ends early has one reason for all that it leaves out.
+    if let [one, rest @ ..] = missing.as_slice() {
+        let more = match rest.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        found.push((format!("{one}{more}"), format!("not run, but with {with}")));
+    }
+    found
+}
+
+fn word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed(_) => "failed",
+        Outcome::Skipped(_) => "skipped",
+    }
+}
+
+/// How many cases passed, failed and were skipped.
+fn counts(cases: &Cases) -> String {
+    let count = |wanted: &str| cases.values().filter(|case| word(case) == wanted).count();
+    ["passed", "failed", "skipped"]
+        .map(|wanted| count(wanted).to_string())
+        .join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cases(list: &[(&str, Outcome)]) -> Cases {
+        let own = |(name, outcome): &(&str, Outcome)| (name.to_string(), outcome.clone());
+        list.iter().map(own).collect()
+    }
+
+    fn failed(why: &str) -> Outcome {
+        Outcome::Failed(why.to_owned())
+    }
+
+    #[test]
+    fn every_difference_is_found() {
+        let first = cases(&[
+            ("a", Outcome::Passed),
+            ("b", Outcome::Passed),
+            ("c", failed("x")),
+            ("d", Outcome::Passed),
+            ("f", Outcome::Passed),
+        ]);
+        let other = cases(&[
+            ("a", Outcome::Passed),
+            ("b", Outcome::Skipped("why".to_owned())),
+            ("c", failed("y")),
+            ("e", Outcome::Passed),
+        ]);
+        let found = differences(&first, &other);
+        let found: Vec<(&str, &str)> = found.iter().map(|(a, b)| (&**a, &**b)).collect();
+        assert_eq!(
+            found,
+            [
+                ("b", "skipped, but passed with vfio-pci"),
+                ("e", "passed, but not run with vfio-pci"),
+                ("d and 1 more", "not run, but with vfio-pci"),
+            ]
+        );
+        assert!(differences(&first, &first).is_empty());
+        assert_eq!(counts(&first), "4/1/0");
+    }
+
+    #[test]
+    fn a_difference_is_a_failure() {
+        let item = |driver| Item {
+            driver,
+            device: "igb",
+            program: "a".to_owned(),
+            limit: std::time::Duration::ZERO,
+        };
+        let mut parity = Parity::default();
+        parity.add(&item(DRIVERS[0]), "x", &Outcome::Passed);
+        let mut report = Report::default();
+        parity.report(&mut report);
+        assert_eq!(
+            (report.failed(), report.render().contains("equal")),
+            (0, false)
+        );
+        parity.add(&item("other"), "x", &Outcome::Passed);
+        parity.report(&mut report);
+        assert_eq!(
+            (report.failed(), report.render().contains("equal")),
+            (0, true)
+        );
+        parity.add(&item("other"), "x", &failed("why"));
+        parity.report(&mut report);
+        assert_eq!(report.failed(), 1);
+    }
+}
