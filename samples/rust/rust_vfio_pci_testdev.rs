@@ -3,7 +3,7 @@
 //! Rust VFIO sample: a driver for one type of PCI devices, QEMU's `pci-testdev`.
 //!
 //! To vfio-pci it adds
-//! - a subsystem that the device does not have, in the configuration space as userspace reads it;
+//! - another subsystem than the device has, in the configuration space as userspace reads it;
 //! - a region of its own: a notebook, of memory that can be read, written and mapped;
 //! - places for the mappings of the notebook, of which those that differ by a multiple of its size
 //!   are at addresses that do so, too;

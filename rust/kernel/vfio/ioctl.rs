@@ -170,21 +170,41 @@ pub(super) fn dispatch<T: Operations>(
             )?;
             Ok(0)
         }
+        GET_INFO if T::HAS_RESET => {
+            let ret = rest(device, this, cmd, arg)?;
+
+            // The base does not know of the driver's reset.
+            let flags = user.wrapping_byte_add(offset_of!(bindings::vfio_device_info, flags));
+            let (mut reader, mut writer) = UserSlice::new(flags, size_of::<u32>()).reader_writer();
+            writer.write(&(reader.read::<u32>()? | bindings::VFIO_DEVICE_FLAGS_RESET))?;
+            Ok(ret)
+        }
         RESET if T::HAS_RESET => {
             T::reset(device, this)?;
             Ok(0)
         }
-        _ if T::HAS_IOCTL => {
-            let request = Request {
-                cmd,
-                arg,
-                _brand: PhantomData,
-            };
-            T::ioctl(device, this, request)
-        }
-        // SAFETY: The context of `device` shows that it is open.
-        _ => unsafe { T::Base::ioctl(device.as_raw(), cmd, arg) },
+        _ => rest(device, this, cmd, arg),
     }
+}
+
+/// Passes on an ioctl that no other method of the driver stands for.
+fn rest<T: Operations>(
+    device: &Device<T, Opened>,
+    this: Pin<&T::OpenData<'_>>,
+    cmd: u32,
+    arg: usize,
+) -> Result<isize> {
+    if T::HAS_IOCTL {
+        let request = Request {
+            cmd,
+            arg,
+            _brand: PhantomData,
+        };
+        return T::ioctl(device, this, request);
+    }
+
+    // SAFETY: The context of `device` shows that it is open.
+    unsafe { T::Base::ioctl(device.as_raw(), cmd, arg) }
 }
 
 /// Asks the driver for the interrupts `index`, if it has them.

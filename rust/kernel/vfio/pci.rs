@@ -54,9 +54,9 @@
 //!
 //! # Lifetimes
 //!
-//! vfio-pci-core wants the drvdata of the PCI device to be its `struct vfio_pci_core_device`. It is:
-//! what the driver has of its own is in the same allocation, is initialised before the device is
-//! registered with VFIO, and dropped after it is unregistered, when the driver is being unbound.
+//! vfio-pci-core wants the drvdata of the PCI device to be its `struct vfio_pci_core_device`. So it
+//! is: what the driver has of its own is in the same allocation, is initialised before the device
+//! is registered with VFIO, and dropped after it is unregistered, when the driver is being unbound.
 //!
 //! C header: [`include/linux/vfio_pci_core.h`](srctree/include/linux/vfio_pci_core.h)
 
@@ -231,9 +231,10 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
         unsafe { &*pdev.cast() }
     }
 
-    /// Returns BAR `index`, if it is one of memory that is there and that the kernel can reach.
+    /// Wakes the device up and returns BAR `index`, if it is one of memory that the kernel can reach.
     ///
-    /// Otherwise fails with [`EINVAL`], or with what made vfio-pci-core fail to map it.
+    /// Otherwise fails with [`EINVAL`], with what made vfio-pci-core fail to map it, or with [`EIO`]
+    /// if the device does not wake up. May sleep.
     pub fn bar(&self, index: u32) -> Result<Bar<'_>> {
         // SAFETY: `vfio_pci_core_init_dev()` set `pdev`, which does not change.
         let pdev = unsafe { (*self.as_core()).pdev };
@@ -250,12 +251,18 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
             return Err(EINVAL);
         }
 
+        let len = self.parent().resource_len(index)?;
+
+        // SAFETY: `pdev` is valid.
+        to_result(unsafe { bindings::pm_runtime_resume_and_get(&raw mut (*pdev).dev) })
+            .map_err(|_| EIO)?;
+
         // INVARIANT: The BAR is one of memory, and is mapped at `io` for as long as the device is
-        // open, which it is for as long as the reference to it lives.
+        // open, which it is for as long as the reference to it lives. The device was just resumed.
         Ok(Bar {
             core: self.as_core(),
             io,
-            len: self.parent().resource_len(index)?,
+            len,
             _device: PhantomData,
         })
     }
@@ -395,7 +402,7 @@ impl<T: Operations<Base = Base>> Device<T, Opening> {
     ///
     /// `kind` and `subtype` tell userspace what it is. They are defined in
     /// `include/uapi/linux/vfio.h`; drivers for one vendor's devices use
-    /// [`vendor_kind`](crate::vfio::pci::vendor_kind).
+    /// [`vendor_kind`].
     pub fn add_region<R: Region<Driver = T>>(
         &self,
         kind: u32,
@@ -489,14 +496,14 @@ impl<T: Operations<Base = Base>> Device<T, Matching> {
 
 /// A BAR of memory, which is only reached when the device answers.
 ///
-/// vfio-pci-core makes an access wait for a reset, and fail with [`EIO`] if userspace has disabled
-/// the memory of the device or put it to sleep. An access that is not within the BAR, or not aligned
-/// to its size, fails with [`EINVAL`].
+/// The device does not go to sleep meanwhile. vfio-pci-core makes an access wait for a reset, and
+/// fail with [`EIO`] if userspace has disabled the memory of the device. An access that is not
+/// within the BAR, or not aligned to its size, fails with [`EINVAL`].
 ///
 /// # Invariants
 ///
 /// `io` is where the BAR, which is one of memory and has `len` bytes, of the open device `core` is
-/// mapped.
+/// mapped. `self` owns a reference that keeps the device from going to sleep.
 pub struct Bar<'a> {
     core: *mut bindings::vfio_pci_core_device,
     io: NonNull<c_void>,
@@ -556,6 +563,14 @@ impl Bar<'_> {
     bar_access!(u8, 8);
     bar_access!(u16, 16);
     bar_access!(u32, 32);
+}
+
+impl Drop for Bar<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the device is open, so that its parent is valid, and the
+        // reference is owned by `self`.
+        unsafe { bindings::pm_runtime_put(&raw mut (*(*self.core).pdev).dev) };
+    }
 }
 
 /// A region of a driver's own, which [`Device::add_region`] gives to a device.
@@ -776,8 +791,8 @@ pub trait Driver: Operations<Base = Base> {
     /// The devices that the driver is for, with [`pci::DeviceId::for_vfio`] if it takes them only
     /// when asked to.
     ///
-    /// Userspace can add others by `new_id` if the table is one without info (`@none`). Otherwise it
-    /// would have to name the info, which is at an address that it cannot know.
+    /// Userspace can add others by `new_id` if the table is one without info (`@none`). Otherwise
+    /// it would have to name the info, which is at an address that it cannot know.
     const ID_TABLE: pci::IdTable<Self::IdInfo>;
 
     /// Called when the driver is bound to a device, before that is registered with VFIO.

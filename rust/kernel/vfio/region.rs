@@ -121,6 +121,7 @@ pub struct Read {
 /// Only [`Operations::write`](super::Operations::write) and what is called by it has one.
 pub struct Write {
     start: Position,
+    #[cfg_attr(not(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS), expect(dead_code))]
     user: UserPtr,
     count: usize,
     buffer: UserSliceReader,

@@ -24,9 +24,10 @@ pub const LEGS: &[Leg] = &[
         name: "kunit-um",
         arch: "um",
         args: &[],
-        lines: 1000,
+        lines: 6700,
     },
-    // Emulated, and so the place for what costs time: lockdep, and the checks that go with it.
+    // Emulated, and so the place for what costs time: lockdep, and the checks that go with it. There
+    // is PCI as well.
     Leg {
         name: "kunit-x86_64",
         arch: "x86_64",
@@ -35,6 +36,9 @@ pub const LEGS: &[Leg] = &[
             "--kconfig_add=CONFIG_DEBUG_KERNEL=y",
             "--kconfig_add=CONFIG_PROVE_LOCKING=y",
             "--kconfig_add=CONFIG_DEBUG_ATOMIC_SLEEP=y",
+            "--kconfig_add=CONFIG_PCI=y",
+            "--kconfig_add=CONFIG_VFIO_PCI=y",
+            "--kconfig_add=CONFIG_RUST_VFIO_PCI_ABSTRACTIONS=y",
         ],
         lines: 1500,
     },

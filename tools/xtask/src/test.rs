@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, miette};
@@ -33,6 +34,8 @@ const STAGES: [&str; 9] = [
 
 /// The one selftest that drives a device, and is written for this one.
 const DRIVER_TEST: &str = "vfio_pci_driver_test";
+/// The one that takes devices from their driver and gives them back.
+const BIND_TEST: &str = "vfio_pci_bind_test";
 /// What runs on every device; the tree's own tests need what only a real function has.
 const PLACEMENT_TEST: &str = "vfio_pci_mmap_placement_test";
 
@@ -47,8 +50,8 @@ const NO_DEVICE: &str = "kernel";
 
 /// The plenty that a program gets on an emulated processor, next to another machine.
 const LIMIT: Duration = Duration::from_secs(300);
-/// It resets and reinitialises the device some two hundred times, half a second or more each.
-const DRIVER_LIMIT: Duration = Duration::from_secs(900);
+/// For those that reset or bind the device hundreds of times, half a second or more each.
+const LONG_LIMIT: Duration = Duration::from_secs(900);
 
 /// How much faster than from single pages a BAR of 4 GiB is to be mapped for DMA.
 const SPEEDUP: u64 = 500;
@@ -377,14 +380,20 @@ fn plan(programs: &[String]) -> Vec<Item> {
                     driver,
                     device,
                     program: program.clone(),
-                    limit: if program == DRIVER_TEST {
-                        DRIVER_LIMIT
+                    limit: if [DRIVER_TEST, BIND_TEST].contains(&program.as_str()) {
+                        LONG_LIMIT
                     } else {
                         LIMIT
                     },
                 });
             }
         }
+        plan.push(Item {
+            driver,
+            device: NO_DEVICE,
+            program: vm::KMEMLEAK.to_owned(),
+            limit: LIMIT,
+        });
     }
     plan.push(Item {
         driver: vm::DRIVERS[0],
@@ -398,26 +407,30 @@ fn plan(programs: &[String]) -> Vec<Item> {
 /// A virtual machine's name, the driver that its devices are bound to, and what it runs.
 type Machine = (String, &'static str, Vec<Item>);
 
-/// Deals the items out to machines: two at a time, as many as run side by side, and in each pair
-/// the driver's test is alone, since it sleeps through most of its minutes.
-fn lanes(items: Vec<Item>) -> [Vec<Machine>; 2] {
-    let (alone, rest): (Vec<Item>, Vec<Item>) = items
-        .into_iter()
-        .partition(|item| item.program == DRIVER_TEST);
-    [("driver", alone), ("devices", rest)].map(|(name, mut items)| {
-        let mut machines = Vec::new();
+/// Deals the items out to machines: the driver's test is alone, since it takes minutes that it
+/// sleeps through, and so are those that take the device away, with kmemleak to watch them.
+fn deal(mut items: Vec<Item>) -> Vec<Machine> {
+    let mut machines = Vec::new();
+    for group in ["driver", "removal", "devices"] {
         for &driver in vm::DRIVERS {
-            let (ours, others) = items.into_iter().partition(|item| item.driver == driver);
+            let (ours, others) = items.into_iter().partition(|item| {
+                item.driver == driver
+                    && match group {
+                        "driver" => item.program == DRIVER_TEST,
+                        "removal" => [BIND_TEST, vm::KMEMLEAK].contains(&item.program.as_str()),
+                        _ => true,
+                    }
+            });
             items = others;
             let name = match driver {
-                first if first == vm::DRIVERS[0] => name.to_owned(),
-                _ => format!("{driver}-{name}"),
+                first if first == vm::DRIVERS[0] => group.to_owned(),
+                _ => format!("{driver}-{group}"),
             };
             machines.push((name, driver, ours));
         }
-        machines.retain(|(_, _, items): &Machine| !items.is_empty());
-        machines
-    })
+    }
+    machines.retain(|(_, _, items): &Machine| !items.is_empty());
+    machines
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
@@ -425,28 +438,33 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
     let selected = plan
         .into_iter()
         .filter(|item| select.test("vm", &item.label()));
-    let lanes = lanes(selected.collect());
-    for (name, driver, items) in lanes.iter().flatten() {
+    let machines = deal(selected.collect());
+    for (name, driver, items) in &machines {
         vm.ctx.ui.step(format!(
             "virtual machine `{name}`: {} selftests, the devices bound to {driver}",
             items.len()
         ));
     }
-    let ended: Vec<Result<vm::Finished>> = std::thread::scope(|scope| {
-        let run = |lane: &Vec<Machine>| -> Vec<_> {
-            let machines = lane.iter();
-            machines
-                .map(|(name, driver, items)| vm.run(name, driver, items))
-                .collect()
+    // Two at a time, each of which keeps a processor busy at most.
+    let next = AtomicUsize::new(0);
+    let mut ended: Vec<(usize, Result<vm::Finished>)> = std::thread::scope(|scope| {
+        let run = || -> Vec<_> {
+            std::iter::from_fn(|| {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let (name, driver, items) = machines.get(index)?;
+                Some((index, vm.run(name, driver, items)))
+            })
+            .collect()
         };
-        let running = lanes.each_ref().map(|lane| scope.spawn(move || run(lane)));
+        let running = [scope.spawn(run), scope.spawn(run)];
         running
             .into_iter()
             .flat_map(|thread| thread.join().expect("a machine's thread does not panic"))
             .collect()
     });
+    ended.sort_by_key(|(index, _)| *index);
     let mut parity = Parity::default();
-    for ((name, _, items), finished) in lanes.iter().flatten().zip(ended) {
+    for ((name, _, items), (_, finished)) in machines.iter().zip(ended) {
         let Some(finished) = report.check("vm", &format!("machine `{name}`"), finished) else {
             continue;
         };
@@ -581,9 +599,9 @@ mod tests {
     fn placement_runs_on_every_device() {
         let programs = [PLACEMENT_TEST.to_owned(), DRIVER_TEST.to_owned()];
         let labels: Vec<String> = plan(&programs).iter().map(Item::label).collect();
-        // Three devices have BARs to place, the driver's test is for one, and KUnit's results are of
-        // the kernel.
-        let tests = 3 + 1;
+        // Three devices have BARs to place, the driver's test is for one, and kmemleak's results and
+        // KUnit's are of the kernel.
+        let tests = 3 + 1 + 1;
         assert_eq!(labels.len(), vm::DRIVERS.len() * tests + 1);
         assert!(labels.contains(&"kernel/kunit".to_owned()));
         assert!(labels.contains(&format!("ivshmem/{PLACEMENT_TEST}")));

@@ -411,8 +411,9 @@ TEST_F(vfio_rust_mem_test, placement)
 		TH_LOG("%d of %zu are congruent", congruent, ARRAY_SIZE(table));
 	}
 
-	for (int i = 0; i < ARRAY_SIZE(table); i++)
+	for (int i = 0; i < ARRAY_SIZE(table); i++) {
 		ASSERT_EQ(munmap(vaddr[i], table[i].len), 0);
+	}
 }
 
 /* What userspace says of the address goes before what the driver does. */
@@ -579,8 +580,9 @@ TEST_F(vfio_rust_mem_test, reset)
 
 	ASSERT_EQ(dev_ioctl(self->fd, VFIO_DEVICE_RESET, NULL), 0);
 
-	for (u64 i = 0; i < MEMORY_SIZE; i += sizeof(u64))
+	for (u64 i = 0; i < MEMORY_SIZE; i += sizeof(u64)) {
 		ASSERT_EQ(READ_ONCE(*(u64 *)(vaddr + i)), 0);
+	}
 	EXPECT_EQ(ring(self->fd), 0);
 	EXPECT_EQ(rings(doorbell), 0);
 	ASSERT_EQ(munmap(vaddr, MEMORY_SIZE), 0);

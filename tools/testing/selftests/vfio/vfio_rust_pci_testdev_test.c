@@ -443,7 +443,12 @@ TEST_F(vfio_rust_pci_testdev_test, bar_placement)
 TEST_F(vfio_rust_pci_testdev_test, reset)
 {
 	u8 *vaddr = fd_mmap(self->fd, SIZE, MAP_SHARED, self->notebook);
+	struct vfio_device_info info = { .argsz = sizeof(info) };
 	u32 id;
+
+	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_GET_INFO, &info), 0);
+	EXPECT_EQ(info.flags, VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET);
+	EXPECT_EQ(info.num_regions, VFIO_PCI_NUM_REGIONS + 1);
 
 	ASSERT_NE(vaddr, MAP_FAILED);
 	memset(vaddr, 0xaa, SIZE);
