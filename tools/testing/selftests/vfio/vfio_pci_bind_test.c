@@ -709,6 +709,35 @@ TEST_F(vfio_pci_bind_test, refused)
 	ASSERT_EQ(driver_write("bind", device_bdf), 0);
 }
 
+/* The driver takes devices by an id as well, which it is given and loses again. */
+TEST_F(vfio_pci_bind_test, dynamic_id)
+{
+	char path[PATH_MAX], id[16];
+	u64 vendor, device;
+
+	device_path(path, device_bdf, "vendor");
+	vendor = read_number(path);
+	device_path(path, device_bdf, "device");
+	device = read_number(path);
+	snprintf_assert(id, sizeof(id), "%04lx %04lx", vendor, device);
+
+	ASSERT_EQ(driver_write("unbind", device_bdf), 0);
+	ASSERT_EQ(device_write(device_bdf, "driver_override", "\n"), 0);
+	EXPECT_EQ(driver_write("bind", device_bdf), -ENODEV);
+
+	EXPECT_EQ(driver_write("new_id", id), 0);
+	EXPECT_TRUE(bound_to(device_bdf, driver));
+	EXPECT_TRUE(device_works(variant->iommu_mode));
+	EXPECT_EQ(driver_write("new_id", id), -EEXIST);
+	EXPECT_EQ(driver_write("remove_id", id), 0);
+	EXPECT_EQ(driver_write("remove_id", id), -ENODEV);
+
+	EXPECT_EQ(driver_write("unbind", device_bdf), 0);
+	EXPECT_EQ(driver_write("bind", device_bdf), -ENODEV);
+	ASSERT_EQ(device_write(device_bdf, "driver_override", driver), 0);
+	ASSERT_EQ(driver_write("bind", device_bdf), 0);
+}
+
 /* VFIO refuses a bridge, but not before it has been given one. */
 TEST_F(vfio_pci_bind_test, bridge)
 {
