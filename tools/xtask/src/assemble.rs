@@ -98,7 +98,9 @@ pub fn plan(commits: &[Commit], read: Read<'_>) -> Result<Vec<Vec<Change>>> {
             }),
             Kind::Whole => {
                 let (content, executable) = read(path)?;
-                for (at, content) in states(path, content, index, &place)? {
+                let states = states(path, content, index, &place)?;
+                patched_later(path, states.keys().last(), &place)?;
+                for (at, content) in states {
                     plan[at].push(Change::Whole {
                         path: path.to_owned(),
                         content,
@@ -117,9 +119,9 @@ fn states(
     content: Vec<u8>,
     index: usize,
     place: &BTreeMap<&str, usize>,
-) -> Result<Vec<(usize, Vec<u8>)>> {
+) -> Result<BTreeMap<usize, Vec<u8>>> {
     if !path.ends_with(".rs") {
-        return Ok(vec![(index, content)]);
+        return Ok(BTreeMap::from([(index, content)]));
     }
     let text = String::from_utf8(content)
         .into_diagnostic()
@@ -144,6 +146,17 @@ fn states(
         .collect())
 }
 
+/// A new file may be patched once it has reached its last state.
+fn patched_later(path: &str, last: Option<&usize>, place: &BTreeMap<&str, usize>) -> Result<()> {
+    let patch = patch_path(path, 1);
+    match place.get(patch.as_str()) {
+        Some(index) if Some(index) <= last => Err(miette!(
+            "{patch} must be in a later commit than {path}, and than the modules that it declares"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// `x.patch`, `x.2.patch`, ..: without a gap, and in the order of the commits.
 fn patches_in_order(place: &BTreeMap<&str, usize>) -> Result<()> {
     let mut by_target: BTreeMap<&str, BTreeMap<u32, usize>> = BTreeMap::new();
@@ -153,11 +166,6 @@ fn patches_in_order(place: &BTreeMap<&str, usize>) -> Result<()> {
         }
     }
     for (target, patches) in by_target {
-        if place.contains_key(target) {
-            return Err(miette!(
-                "{target} is in the overlay whole and as a patch: keep the whole file"
-            ));
-        }
         let mut last = None;
         for (expected, (nth, index)) in (1..).zip(&patches) {
             if *nth != expected {
@@ -222,6 +230,37 @@ pub fn commits(
             parent: std::mem::replace(&mut parent, id),
             name: commit.name.clone(),
             subject: commit.subject().to_owned(),
+        });
+    }
+    Ok(made)
+}
+
+/// Makes `commits` again, the first of them on the base and each on the one before.
+pub fn alone(base: &Base, commits: &[&Made], identity: &Identity) -> Result<Vec<Made>> {
+    let assembly = Assembly {
+        repo: &base.repo,
+        index: &base.dir.join("assembly.index"),
+        read: &|path| Err(miette!("{path} is not wanted")),
+        identity,
+    };
+    let mut parent = base.commit.clone();
+    assembly.git(&["read-tree", &parent])?;
+    let mut made = Vec::new();
+    for commit in commits {
+        let (from, to) = (commit.parent.as_str(), commit.id.as_str());
+        let mut diff = base.repo.command();
+        diff.args(["diff-tree", "-p", "--binary", "--full-index", from, to]);
+        let mut apply = assembly.command();
+        apply.args(["apply", "--cached", "--whitespace=nowarn", "-"]);
+        run::output_with(&mut apply, &run::bytes(&mut diff)?)?;
+        let tree = assembly.git(&["write-tree"])?;
+        let message = base.repo.git(["log", "-1", "--format=%B", to])?;
+        let id = assembly.commit(&tree, &parent, &message)?;
+        made.push(Made {
+            id: id.clone(),
+            parent: std::mem::replace(&mut parent, id),
+            name: commit.name.clone(),
+            subject: commit.subject.clone(),
         });
     }
     Ok(made)
@@ -453,7 +492,17 @@ mod tests {
         assert!(plan(&commits(&[&["a.c.patch"], &["a.c.2.patch"]]), &read).is_ok());
         assert!(plan(&commits(&[&["a.c.2.patch"], &["a.c.patch"]]), &read).is_err());
         assert!(plan(&commits(&[&["a.c.patch"], &["a.c.3.patch"]]), &read).is_err());
-        assert!(plan(&commits(&[&["a.c"], &["a.c.patch"]]), &read).is_err());
+        assert!(plan(&commits(&[&["a.c"], &["a.c.patch"]]), &read).is_ok());
+        assert!(plan(&commits(&[&["a.c.patch"], &["a.c"]]), &read).is_err());
+        assert!(plan(&commits(&[&["a.c", "a.c.patch"]]), &read).is_err());
+    }
+
+    #[test]
+    fn a_patch_does_not_get_between_a_file_and_its_modules() {
+        let read = |_: &str| Ok((b"mod a;\n".to_vec(), false));
+        let files = ["k/v.rs", "k/v/a.rs", "k/v.rs.patch"];
+        assert!(plan(&commits(&[&files[..1], &files[1..2], &files[2..]]), &read).is_ok());
+        assert!(plan(&commits(&[&files[..1], &files[2..], &files[1..2]]), &read).is_err());
     }
 
     #[test]

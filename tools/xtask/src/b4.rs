@@ -6,21 +6,57 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, miette};
 
-use crate::base::{self, Base};
+use crate::base::Base;
+use crate::export::Exported;
 use crate::git::{self, Repo};
+use crate::report::{Outcome, Report};
 use crate::toolchain::{self, Purpose};
 use crate::{Assembled, Ctx, cache, checkout, run};
 
 const VERSION: &str = "0.16.0";
 
-pub struct B4 {
+/// What b4 makes of each delivery, in the checkout and of the export.
+pub fn check(
+    ctx: &Ctx,
+    all: &Assembled,
+    exported: &[Exported<'_>],
+    report: &mut Report,
+) -> Result<()> {
+    let checks = ["prep --show-info", "send --no-sign -o", "am of the export"];
+    // Nobody's identity cannot prepare a posting.
+    if !all.identity.signs {
+        for name in checks {
+            let why = "b4 wants a git identity: set user.name and user.email".to_owned();
+            report.add("series", "b4", name, Outcome::Skipped(why));
+        }
+        return Ok(());
+    }
+    ctx.ui.step("b4 on the checkout and on the export");
+    let b4 = B4::open(ctx)?;
+    let tree = b4.checkout(ctx, all)?;
+    for each in exported {
+        let name = &each.delivery.name;
+        Repo::new(&tree).git(["checkout", "--quiet", &checkout::branch(name)])?;
+        let results = [
+            b4.show_info(&tree, all, each),
+            b4.send(&tree, each),
+            b4.am(&tree, all, each),
+        ];
+        for (check, result) in checks.iter().zip(results) {
+            report.check("series", &format!("b4 {check}: {name}"), result);
+        }
+    }
+    Ok(())
+}
+
+struct B4 {
     program: PathBuf,
     dir: PathBuf,
 }
 
 impl B4 {
     /// b4 in a virtual environment of its own.
-    pub fn open(ctx: &Ctx) -> Result<B4> {
+    fn open(ctx: &Ctx) -> Result<B4> {
         let environment = ctx.cache.path(format!("b4-{VERSION}"));
         // An environment names its own place and so cannot be renamed: a stamp says it is complete.
         let stamp = environment.join("complete");
@@ -62,7 +98,7 @@ impl B4 {
     }
 
     /// A checkout as `cargo xtask checkout` makes it, in a repository that is not the user's.
-    pub fn checkout(&self, ctx: &Ctx, all: &Assembled) -> Result<PathBuf> {
+    fn checkout(&self, ctx: &Ctx, all: &Assembled) -> Result<PathBuf> {
         let repo = Repo::new(self.dir.join("repo.git"));
         all.base.repo.git([
             "clone",
@@ -80,12 +116,18 @@ impl B4 {
         checkout::checkout(ctx, &base, all)
     }
 
-    pub fn show_info(&self, tree: &Path, all: &Assembled) -> Result<()> {
+    fn show_info(&self, tree: &Path, all: &Assembled, each: &Exported<'_>) -> Result<()> {
         let info = run::output(self.command(tree).args(["prep", "--show-info"]))?;
+        let made = all.made_of(each.delivery);
+        let subject = match &each.delivery.cover {
+            Some(cover) => &cover.subject,
+            None => &made[0].subject,
+        };
+        let tip = all.tip_of(each.delivery);
         for expected in [
-            format!("cover-subject: {}", all.series.cover.subject),
-            format!("base-branch: {}", base::BRANCH),
-            format!("series-range: {}..{}", all.base.commit, all.tip()),
+            format!("cover-subject: {subject}"),
+            format!("change-id: {}", each.delivery.headers.change_id),
+            format!("series-range: {}..{tip}", made[0].parent),
         ] {
             if !info.lines().any(|line| line == expected) {
                 return Err(miette!(
@@ -96,52 +138,92 @@ impl B4 {
         Ok(())
     }
 
-    /// The mails that b4 would send, written to files.
-    pub fn send(&self, tree: &Path, all: &Assembled) -> Result<()> {
-        let out = self.dir.join("mails");
+    /// The mails that b4 would send, written to files: how many, and to whom.
+    fn send(&self, tree: &Path, each: &Exported<'_>) -> Result<()> {
+        let out = self.dir.join("mails").join(&each.delivery.name);
         run::output(
             self.command(tree)
                 .args(["send", "--no-sign", "-o"])
                 .arg(&out),
         )?;
-        let mails = fs::read_dir(&out).into_diagnostic()?.count();
-        if mails != all.made.len() + 1 {
+        let mut mails = Vec::new();
+        for entry in fs::read_dir(&out).into_diagnostic()? {
+            mails.push(fs::read_to_string(entry.into_diagnostic()?.path()).into_diagnostic()?);
+        }
+        if mails.len() != each.files.len() {
             return Err(miette!(
-                "b4 send wrote {mails} mails for {} commits",
-                all.made.len()
+                "b4 send wrote {} mails, not {}",
+                mails.len(),
+                each.files.len()
             ));
+        }
+        let headers = &each.delivery.headers;
+        for who in headers.to.iter().chain(&headers.cc) {
+            let address = who.rsplit('<').next().unwrap_or(who).trim_end_matches('>');
+            if let Some(mail) = mails
+                .iter()
+                .find(|mail| !recipients(mail).contains(address))
+            {
+                return Err(miette!("b4 does not send this to {address}:\n{mail}"));
+            }
         }
         Ok(())
     }
 
     /// What `b4 am` makes of the exported files, applied: the same tree.
-    pub fn am(&self, tree: &Path, all: &Assembled, files: &[PathBuf]) -> Result<()> {
-        let mailbox = self.dir.join("export.mbox");
+    fn am(&self, tree: &Path, all: &Assembled, each: &Exported<'_>) -> Result<()> {
+        let name = &each.delivery.name;
+        let mailbox = self.dir.join(format!("{name}.mbox"));
         let mut text = Vec::new();
-        for file in files {
+        for file in &each.files {
             text.extend(fs::read(file).into_diagnostic()?);
         }
         fs::write(&mailbox, text).into_diagnostic()?;
-        let out = self.dir.join("am");
         let mut cmd = self.command(tree);
-        cmd.args(["am", "--no-cover", "-n", "series", "-m"])
+        cmd.args(["am", "--no-cover", "-n", name, "-m"])
             .arg(&mailbox)
             .arg("-o")
-            .arg(&out);
+            .arg(self.dir.join("am"));
         run::output(&mut cmd)?;
         let repo = Repo::new(tree);
-        repo.git(["checkout", "--quiet", "--detach", &all.base.commit])?;
+        let below = &all.made_of(each.delivery)[0].parent;
+        repo.git(["checkout", "--quiet", "--detach", below])?;
         let mut am = repo.command();
         am.env("GIT_COMMITTER_NAME", "b4 am")
             .env("GIT_COMMITTER_EMAIL", "nobody@localhost");
-        am.args(["am", "--quiet"]).arg(out.join("series.mbx"));
+        am.args(["am", "--quiet"])
+            .arg(self.dir.join(format!("am/{name}.mbx")));
         run::output(&mut am)?;
-        let (got, want) = (repo.tree("HEAD")?, all.base.repo.tree(all.tip())?);
+        let (got, want) = (
+            repo.tree("HEAD")?,
+            all.base.repo.tree(all.tip_of(each.delivery))?,
+        );
         if got != want {
             return Err(miette!(
                 "what b4 am makes of the export gives tree {got}, not {want}"
             ));
         }
         Ok(())
+    }
+}
+
+/// The To: and Cc: headers of a mail.
+fn recipients(mail: &str) -> String {
+    let headers = mail.split("\n\n").next().unwrap_or_default();
+    let unfolded = headers.replace("\n ", " ");
+    let lines = unfolded
+        .lines()
+        .filter(|line| line.starts_with("To: ") || line.starts_with("Cc: "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipients_are_in_folded_headers() {
+        let mail = "Subject: x\nTo: A <a@a>,\n b@b\nX: y\nCc: c@c\n\nTo: d@d\n";
+        assert_eq!(recipients(mail), "To: A <a@a>, b@b\nCc: c@c");
     }
 }

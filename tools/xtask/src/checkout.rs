@@ -1,7 +1,7 @@
 //! The series as a worktree to edit: laid out by `checkout`, brought back by `refresh`.
 //!
-//! The branch is one that b4 knows: the cover letter is the branch's description, and b4's own
-//! tracking data says where the series starts.
+//! Each delivery is a branch on top of the one before, and one that b4 knows: the cover letter and
+//! the recipients are the branch's description, b4's own tracking data says where it starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,48 +12,49 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use crate::assemble::{self, Kind};
 use crate::base::{self, Base};
 use crate::git::{self, Identity, Repo};
-use crate::series::{self, Commit, Cover};
-use crate::{Assembled, Ctx, run};
+use crate::series::{self, Commit, Cover, Delivery, Headers};
+use crate::{Assembled, Ctx, modlines, run};
 
-/// The branch of the checkout; b4 names its branches so.
-const BRANCH: &str = "b4/vfio-get-unmapped-area";
-/// What binds the revisions of the series together on the mailing lists; never to be changed.
-const CHANGE_ID: &str = "20261123-vfio-get-unmapped-area-5f3a1c86d2e4";
-/// What `checkout` laid out, to tell the user's edits from it.
-const LAID: &str = "refs/xtask/checkout";
+/// What `checkout` laid out, a reference for each delivery, to tell the user's edits from it.
+const LAID: &str = "refs/xtask/laid/";
 /// b4's settings are part of this repository, not of the series.
 const B4_CONFIG: &str = ".b4-config";
 
-fn config(key: &str) -> String {
-    format!("branch.{BRANCH}.{key}")
+/// The branch of a delivery; b4 names its branches so.
+pub fn branch(delivery: &str) -> String {
+    format!("b4/{delivery}")
+}
+
+fn config(delivery: &str, key: &str) -> String {
+    format!("branch.{}.{key}", branch(delivery))
 }
 
 /// Lays the series out below `base.dir`, in a worktree of `base.repo`.
 pub fn checkout(ctx: &Ctx, base: &Base, all: &Assembled) -> Result<PathBuf> {
     let Base { repo, dir, .. } = base;
     let path = dir.join("checkout");
+    let tree = Repo::new(&path);
     if path.join(".git").exists() {
-        let tree = Repo::new(&path);
-        let laid = repo
-            .git(["rev-parse", "--verify", "--quiet", LAID])
-            .unwrap_or_default();
-        let head = tree.git(["rev-parse", "HEAD"])?;
-        let edited = !tree.git(["status", "--porcelain"])?.is_empty()
-            || head != laid
-            || description(repo)? != text(&all.series.cover) && cover_edited(repo)?;
-        if edited {
+        let laid = laid(repo, &path)?;
+        if edited(repo, &tree, &laid, all)? {
             return Err(miette!(
                 help = "bring them back with `cargo xtask refresh`, or remove that directory to give them up",
                 "the checkout {} has edits that this repository has not",
                 path.display()
             ));
         }
-        if same_messages(repo, &base.commit, &laid, all.tip())? {
-            describe(repo, &all.series.cover, &all.identity)?;
-            place_b4_config(ctx, repo, &path)?;
-            return Ok(path);
+        if !same_messages(repo, &laid, all)? {
+            tree.git(["checkout", "--quiet", "--detach", all.tip()])?;
+            for gone in laid.keys() {
+                for name in [
+                    format!("{LAID}{gone}"),
+                    format!("refs/heads/{}", branch(gone)),
+                ] {
+                    repo.git(["update-ref", "-d", &name])?;
+                }
+            }
+            lay(repo, &tree, all)?;
         }
-        tree.git(["reset", "--quiet", "--hard", all.tip()])?;
     } else {
         if path.exists() {
             return Err(miette!(
@@ -63,24 +64,88 @@ pub fn checkout(ctx: &Ctx, base: &Base, all: &Assembled) -> Result<PathBuf> {
         }
         repo.git(["worktree", "prune"])?;
         let bar = ctx.ui.bar("worktree", 0);
-        repo.git([
-            "worktree",
-            "add",
-            "--quiet",
-            "-B",
-            BRANCH,
-            &path.to_string_lossy(),
-            all.tip(),
-        ])?;
+        let place = path.to_string_lossy();
+        repo.git(["worktree", "add", "--quiet", "--detach", &place, all.tip()])?;
         drop(bar);
+        lay(repo, &tree, all)?;
     }
-    repo.git(["update-ref", LAID, all.tip()])?;
-    describe(repo, &all.series.cover, &all.identity)?;
+    describe(repo, all)?;
     place_b4_config(ctx, repo, &path)?;
     Ok(path)
 }
 
-fn same_messages(repo: &Repo, base: &str, one: &str, other: &str) -> Result<bool> {
+/// Points the branches at the deliveries, and leaves the worktree on the last one.
+fn lay(repo: &Repo, tree: &Repo, all: &Assembled) -> Result<()> {
+    let mut last = String::new();
+    for delivery in &all.series.deliveries {
+        let (name, tip) = (&delivery.name, all.tip_of(delivery));
+        last = branch(name);
+        repo.git(["update-ref", &format!("refs/heads/{last}"), tip])?;
+        repo.git(["update-ref", &format!("{LAID}{name}"), tip])?;
+    }
+    tree.git(["checkout", "--quiet", &last]).map(|_| ())
+}
+
+/// The deliveries that were laid out, and the last commit of each.
+fn laid(repo: &Repo, path: &Path) -> Result<BTreeMap<String, String>> {
+    let list = repo.git(["for-each-ref", "--format=%(refname) %(objectname)", LAID])?;
+    let pairs = list.lines().filter_map(|line| {
+        let (name, id) = line.strip_prefix(LAID)?.split_once(' ')?;
+        Some((name.to_owned(), id.to_owned()))
+    });
+    let laid: BTreeMap<_, _> = pairs.collect();
+    if laid.is_empty() {
+        return Err(miette!(
+            help =
+                "save what you edited there, remove that directory and run `cargo xtask checkout`",
+            "the checkout {} was not completed, or is one of an earlier version of this program",
+            path.display()
+        ));
+    }
+    Ok(laid)
+}
+
+/// Whether the checkout is not what was laid out.
+fn edited(
+    repo: &Repo,
+    tree: &Repo,
+    laid: &BTreeMap<String, String>,
+    all: &Assembled,
+) -> Result<bool> {
+    if !tree.git(["status", "--porcelain"])?.is_empty() || !on_a_branch(tree, laid) {
+        return Ok(true);
+    }
+    for (name, id) in laid {
+        let now = description(repo, name);
+        let delivery = all
+            .series
+            .deliveries
+            .iter()
+            .find(|other| &other.name == name);
+        let ours = delivery.map(|delivery| text(all, delivery));
+        let laid = setting(repo, name, "xtask-laid");
+        if &tip(repo, name)? != id || now != laid && Some(now) != ours {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a delivery's branch is checked out: in the middle of a rebase, none is.
+fn on_a_branch(tree: &Repo, laid: &BTreeMap<String, String>) -> bool {
+    let head = tree.git(["symbolic-ref", "--quiet", "--short", "HEAD"]);
+    head.is_ok_and(|head| laid.keys().any(|name| branch(name) == head))
+}
+
+fn tip(repo: &Repo, delivery: &str) -> Result<String> {
+    let name = format!("refs/heads/{}", branch(delivery));
+    repo.git(["rev-parse", "--verify", "--quiet", &name])
+        .map_err(|_| miette!("the branch {} of the checkout is gone", branch(delivery)))
+}
+
+/// Whether the deliveries that were laid out are those of this repository.
+fn same_messages(repo: &Repo, laid: &BTreeMap<String, String>, all: &Assembled) -> Result<bool> {
+    let base = &all.base.commit;
     let log = |tip: &str| {
         repo.git([
             "log",
@@ -88,44 +153,81 @@ fn same_messages(repo: &Repo, base: &str, one: &str, other: &str) -> Result<bool
             &format!("{base}..{tip}"),
         ])
     };
-    Ok(log(one)? == log(other)?)
-}
-
-fn text(cover: &Cover) -> String {
-    format!("{}\n\n{}", cover.subject, cover.body)
-}
-
-fn description(repo: &Repo) -> Result<String> {
-    // A checkout that was killed before it described itself has nothing to lose.
-    Ok(repo
-        .git(["config", "--get", &config("description")])
-        .unwrap_or_default())
-}
-
-/// Whether the description is not what was laid out.
-fn cover_edited(repo: &Repo) -> Result<bool> {
-    let laid = repo
-        .git(["config", "--get", &config("xtask-laid")])
-        .unwrap_or_default();
-    Ok(description(repo)? != laid)
-}
-
-fn describe(repo: &Repo, cover: &Cover, identity: &Identity) -> Result<()> {
-    let tracking = format!(
-        r#"{{"series": {{"revision": 1, "change-id": "{CHANGE_ID}", "prefixes": [], "presubject": "", "base-branch": "{}"}}}}"#,
-        base::BRANCH
-    );
-    let set = |key: &str, value: &str| repo.git(["config", key, value]).map(|_| ());
-    set(&config("description"), &text(cover))?;
-    set(&config("xtask-laid"), &text(cover))?;
-    set(&config("b4-prep-cover-strategy"), "branch-description")?;
-    // A revision that b4 counted up after a posting stays.
-    if repo
-        .git(["config", "--get", &config("b4-tracking")])
-        .is_err()
+    let deliveries = &all.series.deliveries;
+    if !laid
+        .keys()
+        .eq(deliveries.iter().map(|delivery| &delivery.name))
     {
-        set(&config("b4-tracking"), &tracking)?;
+        return Ok(false);
     }
+    for (id, delivery) in laid.values().zip(deliveries) {
+        if log(id)? != log(all.tip_of(delivery))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What b4 finds in the branch's description: the cover letter, and the recipients below it.
+fn text(all: &Assembled, delivery: &Delivery) -> String {
+    let cover = match &delivery.cover {
+        Some(cover) => cover.text(),
+        // b4 sends a single patch without, but takes the recipients from here.
+        None => format!("{}\n", all.made_of(delivery)[0].subject),
+    };
+    let Headers { to, cc, .. } = &delivery.headers;
+    let to = to.iter().map(|who| format!("\nTo: {who}"));
+    let cc = cc.iter().map(|who| format!("\nCc: {who}"));
+    let recipients: String = to.chain(cc).collect();
+    format!("{}\n{recipients}", cover.trim_end())
+}
+
+/// The cover letter and the recipients of a description, To: and Cc: apart.
+fn parted(text: &str) -> (&str, Vec<String>, Vec<String>) {
+    let (cover, last) = text.trim_end().rsplit_once("\n\n").unwrap_or((text, ""));
+    let who = |key: &str| -> Vec<String> {
+        let values = last.lines().filter_map(|line| line.strip_prefix(key));
+        values.map(|value| value.trim().to_owned()).collect()
+    };
+    let (to, cc) = (who("To:"), who("Cc:"));
+    match to.len() + cc.len() == last.lines().count() {
+        true => (cover, to, cc),
+        false => (text, Vec::new(), Vec::new()),
+    }
+}
+
+fn setting(repo: &Repo, delivery: &str, key: &str) -> String {
+    // A checkout that was killed before it described itself has nothing to lose.
+    repo.git(["config", "--get", &config(delivery, key)])
+        .unwrap_or_default()
+}
+
+fn description(repo: &Repo, delivery: &str) -> String {
+    setting(repo, delivery, "description")
+}
+
+fn describe(repo: &Repo, all: &Assembled) -> Result<()> {
+    let set = |key: &str, value: &str| repo.git(["config", key, value]).map(|_| ());
+    let mut below = base::BRANCH.to_owned();
+    for delivery in &all.series.deliveries {
+        let name = &delivery.name;
+        let text = text(all, delivery);
+        set(&config(name, "description"), &text)?;
+        set(&config(name, "xtask-laid"), &text)?;
+        set(
+            &config(name, "b4-prep-cover-strategy"),
+            "branch-description",
+        )?;
+        // What b4 keeps after a posting stays.
+        let sent = setting(repo, name, "b4-tracking");
+        if sent.is_empty() || sent.contains(r#""revision": 1,"#) {
+            let tracking = tracking(repo, all, delivery, &below)?;
+            set(&config(name, "b4-tracking"), &tracking)?;
+        }
+        below = branch(name);
+    }
+    // A commit that is edited takes the branches of the deliveries above it along.
+    set("rebase.updateRefs", "true")?;
     // Without a mail transport b4 falls back to a web endpoint, which refuses unsigned mail even
     // when it only writes files; git's own fallback is the local host.
     let transport = ["sendemail.smtpserver", "sendemail.sendmailcmd"];
@@ -135,11 +237,33 @@ fn describe(repo: &Repo, cover: &Cover, identity: &Identity) -> Result<()> {
     {
         set("sendemail.smtpserver", "localhost")?;
     }
-    if identity.signs {
-        set("user.name", &identity.name)?;
-        set("user.email", &identity.email)?;
+    if all.identity.signs {
+        set("user.name", &all.identity.name)?;
+        set("user.email", &all.identity.email)?;
     }
     Ok(())
+}
+
+/// What b4 has to know of a delivery. The branch below is its start, which nobody else has: others
+/// start from the base and what it needs.
+fn tracking(repo: &Repo, all: &Assembled, delivery: &Delivery, below: &str) -> Result<String> {
+    let mut prerequisites = vec![format!(r#""base-commit: {}""#, all.base.commit)];
+    for needed in all.series.needed_by(delivery) {
+        for made in all.made_of(needed) {
+            let diff = run::bytes(repo.command().args(["diff-tree", "-p", &made.id]))?;
+            let id = run::output_with(repo.command().args(["patch-id", "--stable"]), &diff)?;
+            let id = id.split(' ').next().unwrap_or_default();
+            prerequisites.push(format!(r#""patch-id: {id}""#));
+        }
+    }
+    let prefix = delivery.headers.prefix.iter();
+    let prefix: Vec<String> = prefix.map(|prefix| format!(r#""{prefix}""#)).collect();
+    Ok(format!(
+        r#"{{"series": {{"revision": 1, "change-id": "{}", "prefixes": [{}], "presubject": "", "base-branch": "{below}", "prerequisites": [{}]}}}}"#,
+        delivery.headers.change_id,
+        prefix.join(", "),
+        prerequisites.join(", ")
+    ))
 }
 
 fn place_b4_config(ctx: &Ctx, repo: &Repo, path: &Path) -> Result<()> {
@@ -154,11 +278,7 @@ fn place_b4_config(ctx: &Ctx, repo: &Repo, path: &Path) -> Result<()> {
 /// Brings the commits of the checkout back into the repository, and returns the files it wrote or
 /// removed.
 pub fn refresh(ctx: &Ctx, all: &Assembled) -> Result<Vec<String>> {
-    let Base {
-        repo,
-        dir,
-        commit: base,
-    } = &all.base;
+    let Base { repo, dir, .. } = &all.base;
     let tree = Repo::new(dir.join("checkout"));
     if !tree.dir.join(".git").exists() {
         return Err(miette!(
@@ -173,8 +293,15 @@ pub fn refresh(ctx: &Ctx, all: &Assembled) -> Result<Vec<String>> {
             first.trim()
         ));
     }
-    let laid = repo.git(["rev-parse", "--verify", LAID])?;
-    if !same_messages(repo, base, &laid, all.tip())? {
+    let laid = laid(repo, &tree.dir)?;
+    if !on_a_branch(&tree, &laid) {
+        return Err(miette!(
+            help = "end the rebase that is going on, or check out the last delivery's branch",
+            "no delivery's branch is checked out in {}",
+            tree.dir.display()
+        ));
+    }
+    if !same_messages(repo, &laid, all)? {
         return Err(miette!(
             help = "undo the changes made here since the checkout, or carry the checkout's edits over by hand",
             "this repository changed after the checkout was made: refreshing would lose one of the two"
@@ -182,183 +309,251 @@ pub fn refresh(ctx: &Ctx, all: &Assembled) -> Result<Vec<String>> {
     }
     let edited = read_back(repo, &tree, all)?;
     let written = write_back(ctx, &edited, all)?;
-    let tip = tree.git(["rev-parse", "HEAD"])?;
-    repo.git(["update-ref", LAID, &tip])?;
-    repo.git(["config", &config("xtask-laid"), &description(repo)?])?;
+    for name in laid.keys() {
+        repo.git(["update-ref", &format!("{LAID}{name}"), &tip(repo, name)?])?;
+        repo.git([
+            "config",
+            &config(name, "xtask-laid"),
+            &description(repo, name),
+        ])?;
+    }
     Ok(written)
 }
 
 /// The repository as the checkout says it should be: the series, and every overlay file.
+#[derive(Default)]
 struct Edited {
-    cover: Cover,
+    /// Cover letters and headers, by their names below series/.
+    texts: BTreeMap<String, String>,
     commits: Vec<Commit>,
+    /// The commits of the checkout that these are.
+    ids: Vec<String>,
     files: BTreeMap<String, (Vec<u8>, bool)>,
 }
 
 fn read_back(repo: &Repo, tree: &Repo, all: &Assembled) -> Result<Edited> {
-    let base = &all.base.commit;
-    let range = format!("{base}..HEAD");
-    if !tree.git(["rev-list", "--merges", &range])?.is_empty() {
-        return Err(miette!(
-            "the checkout has merges, which a series has not: rebase it on {base}"
-        ));
-    }
-    let ids: Vec<String> = tree
-        .git(["rev-list", "--reverse", &range])?
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    if ids.len() < all.made.len() {
-        return Err(miette!(
-            help = "remove the commit's file in series/ and its overlay files here, then make a new checkout",
-            "the checkout has {} commits where series/ has {}",
-            ids.len(),
-            all.made.len()
-        ));
-    }
-    let mut edited = Edited {
-        cover: series::parse_cover(&description(repo)?)?,
-        commits: Vec::new(),
-        files: BTreeMap::new(),
+    let mut below = all.base.commit.clone();
+    let last = all
+        .series
+        .deliveries
+        .last()
+        .map(|last| tip(repo, &last.name));
+    let mut reader = Reader {
+        tree,
+        all,
+        tip: last.unwrap_or_else(|| Ok(below.clone()))?,
+        patches: BTreeMap::new(),
+        edited: Edited::default(),
     };
-    let mut patches: BTreeMap<String, u32> = BTreeMap::new();
-    let mut parent = base.clone();
-    for (index, id) in ids.iter().enumerate() {
-        let old = all.series.commits.get(index);
-        let message = unsigned(&tree.git(["log", "-1", "--format=%B", id])?, &all.identity);
+    for delivery in &all.series.deliveries {
+        let tip = tip(repo, &delivery.name)?;
+        reader.delivery(delivery, &below, &tip)?;
+        reader.describe(delivery, &description(repo, &delivery.name))?;
+        below = tip;
+    }
+    verify(all, &reader.edited, tree)?;
+    Ok(reader.edited)
+}
+
+/// Reads commits of the checkout.
+struct Reader<'a> {
+    tree: &'a Repo,
+    all: &'a Assembled,
+    /// The last commit of the last delivery.
+    tip: String,
+    /// How many patches each kernel file has so far.
+    patches: BTreeMap<String, u32>,
+    edited: Edited,
+}
+
+impl Reader<'_> {
+    fn delivery(&mut self, delivery: &Delivery, below: &str, tip: &str) -> Result<()> {
+        let (tree, name) = (self.tree, &delivery.name);
+        if tree
+            .git(["merge-base", "--is-ancestor", below, tip])
+            .is_err()
+        {
+            return Err(miette!(
+                help = "rebase it (git rebase --update-refs on the last delivery's branch keeps them in a row)",
+                "the branch {} is not on top of the delivery before it",
+                branch(name)
+            ));
+        }
+        let range = format!("{below}..{tip}");
+        if !tree.git(["rev-list", "--merges", &range])?.is_empty() {
+            return Err(miette!(
+                "{} has merges, which a series has not: rebase it",
+                branch(name)
+            ));
+        }
+        let list = tree.git(["rev-list", "--reverse", &range])?;
+        let ids: Vec<&str> = list.lines().collect();
+        if ids.len() < delivery.commits.len() {
+            return Err(miette!(
+                help = "remove the commit's file in series/ and its overlay files here, then make a new checkout",
+                "{} has {} commits where series/{name} has {}",
+                branch(name),
+                ids.len(),
+                delivery.commits.len()
+            ));
+        }
+        let mut parent = below;
+        for (index, id) in ids.iter().enumerate() {
+            let old = self.all.series.commits[delivery.commits.clone()].get(index);
+            self.commit(old, &format!("{name}/{:02}-", index + 1), parent, id)?;
+            parent = id;
+        }
+        Ok(())
+    }
+
+    /// Reads the commit that was `old`, or one that is new and gets a name after its subject.
+    fn commit(&mut self, old: Option<&Commit>, prefix: &str, parent: &str, id: &str) -> Result<()> {
+        let message = self.tree.git(["log", "-1", "--format=%B", id])?;
+        let message = unsigned(&message, &self.all.identity);
+        let subject = message.lines().next().unwrap_or_default();
         let name = match old {
             Some(old) => old.name.clone(),
-            None => format!(
-                "{:02}-{}",
-                index + 1,
-                slug(message.lines().next().unwrap_or_default())
-            ),
+            None => format!("{prefix}{}", slug(subject)),
         };
         let mut brought = Vec::new();
-        for path in tree.changed(&parent, id)? {
-            if let Some(overlay) = bring(
-                tree,
-                all,
-                &parent,
-                id,
-                &path,
-                &mut patches,
-                &mut edited.files,
-            )
-            .wrap_err_with(|| format!("commit {} of the checkout", index + 1))?
-            {
-                brought.push(overlay);
-            }
+        for path in self.tree.changed(parent, id)? {
+            let overlay = self
+                .bring(parent, id, &path)
+                .wrap_err_with(|| format!("the checkout's `{subject}`"))?;
+            brought.extend(overlay);
         }
         // What was listed before keeps its place in the list.
-        let mut paths: Vec<String> = old
-            .map(|old| {
-                old.paths
-                    .iter()
-                    .filter(|path| brought.contains(path))
-                    .cloned()
-                    .collect()
-            })
-            .unwrap_or_default();
-        let new: Vec<String> = brought
-            .into_iter()
-            .filter(|path| !paths.contains(path))
-            .collect();
-        paths.extend(new);
-        edited.commits.push(Commit {
+        let listed = old.map(|old| old.paths.as_slice()).unwrap_or_default();
+        let mut paths: Vec<String> = listed.to_vec();
+        paths.retain(|path| brought.contains(path));
+        brought.retain(|path| !paths.contains(path));
+        paths.extend(brought);
+        self.edited.commits.push(Commit {
             name,
             message,
             paths,
         });
-        parent = id.clone();
+        self.edited.ids.push(id.to_owned());
+        Ok(())
     }
-    verify(all, &edited, tree, &ids)?;
-    Ok(edited)
-}
 
-/// Makes the overlay file for one changed path; None when an earlier commit's file covers it.
-fn bring(
-    tree: &Repo,
-    all: &Assembled,
-    parent: &str,
-    id: &str,
-    path: &str,
-    patches: &mut BTreeMap<String, u32>,
-    files: &mut BTreeMap<String, (Vec<u8>, bool)>,
-) -> Result<Option<String>> {
-    let in_base = tree
-        .git(["cat-file", "-e", &format!("{}:{path}", all.base.commit)])
-        .is_ok();
-    if assemble::kind(path) == Kind::Maintainers {
-        let entries = assemble::read(&all.series.root, path)
-            .wrap_err("entries of MAINTAINERS are edited in this repository's MAINTAINERS")?;
-        files.insert(path.to_owned(), entries);
-        return Ok(Some(path.to_owned()));
-    }
-    if !in_base {
-        // The tip's state; the `mod` lines that land later are left out by the assembly.
-        if files.contains_key(path) {
-            return Ok(None);
+    /// The cover letter and the recipients.
+    fn describe(&mut self, delivery: &Delivery, text: &str) -> Result<()> {
+        let (cover, to, cc) = parted(text);
+        let headers = Headers {
+            to,
+            cc,
+            ..delivery.headers.clone()
+        };
+        let mut add = |file: &str, text: String| {
+            let name = format!("{}/{file}", delivery.name);
+            self.edited.texts.insert(name, text);
+        };
+        add(series::HEADERS, headers.text());
+        if delivery.cover.is_some() {
+            let cover: Cover = series::parse_cover(cover)?;
+            add(series::COVER, format!("{}\n", cover.text()));
         }
-        let content = tree
-            .blob("HEAD", path)
-            .wrap_err_with(|| format!("{path} is added and then removed"))?;
-        let mode = tree.git(["ls-tree", "HEAD", "--", path])?;
-        files.insert(path.to_owned(), (content, mode.starts_with("100755")));
-        return Ok(Some(path.to_owned()));
+        Ok(())
     }
-    let nth = patches
-        .entry(path.to_owned())
-        .and_modify(|nth| *nth += 1)
-        .or_insert(1);
-    let overlay = assemble::patch_path(path, *nth);
-    let blob = |commit: &str| tree.git(["rev-parse", &format!("{commit}:{path}")]);
-    // A patch that still says the same keeps its text.
-    let unchanged = all.made.iter().find(|made| {
+
+    fn has(&self, commit: &str, path: &str) -> bool {
+        let name = format!("{commit}:{path}");
+        self.tree.git(["cat-file", "-e", &name]).is_ok()
+    }
+
+    /// Makes the overlay file for one changed path; None when an earlier commit's file covers it.
+    fn bring(&mut self, parent: &str, id: &str, path: &str) -> Result<Option<String>> {
+        if assemble::kind(path) == Kind::Maintainers {
+            let entries = assemble::read(&self.all.series.root, path)
+                .wrap_err("entries of MAINTAINERS are edited in this repository's MAINTAINERS")?;
+            self.edited.files.insert(path.to_owned(), entries);
+            return Ok(Some(path.to_owned()));
+        }
+        if !self.has(&self.all.base.commit, path) {
+            match self.edited.files.get(path) {
+                None => return self.whole(id, path).map(Some),
+                Some((content, _)) if self.lands(content, id, path)? => return Ok(None),
+                Some(_) => {}
+            }
+        }
+        let nth = self.patches.entry(path.to_owned()).or_default();
+        *nth += 1;
+        let overlay = assemble::patch_path(path, *nth);
+        let content = match self.unchanged(&overlay, parent, id, path) {
+            true => assemble::read(&self.all.series.root, &overlay)?.0,
+            false => self.diff(parent, id, path)?,
+        };
+        self.edited.files.insert(overlay.clone(), (content, false));
+        Ok(Some(overlay))
+    }
+
+    /// A new file: as it ends when nothing but its modules lands later, else as this commit has it.
+    fn whole(&mut self, id: &str, path: &str) -> Result<String> {
+        let last = self
+            .tree
+            .blob(&self.tip, path)
+            .wrap_err_with(|| format!("{path} is added and then removed"))?;
+        let mode = self.tree.git(["ls-tree", &self.tip, "--", path])?;
+        let content = match self.lands(&last, id, path)? {
+            true => last,
+            false => self.tree.blob(id, path)?,
+        };
+        let file = (content, mode.starts_with("100755"));
+        self.edited.files.insert(path.to_owned(), file);
+        Ok(path.to_owned())
+    }
+
+    /// Whether commit `id` has the file as the assembly makes it of `content`, without the modules
+    /// that land later.
+    fn lands(&self, content: &[u8], id: &str, path: &str) -> Result<bool> {
+        let now = self.tree.blob(id, path)?;
+        let Some(text) = str::from_utf8(content)
+            .ok()
+            .filter(|_| path.ends_with(".rs"))
+        else {
+            return Ok(now == content);
+        };
+        let present = |module: &str| {
+            let files = modlines::candidates(path, module);
+            let at = |commit: &str| files.iter().any(|file| self.has(commit, file));
+            at(id) || !at(&self.tip)
+        };
+        Ok(modlines::without_absent(text, &present).as_bytes() == now)
+    }
+
+    /// Whether a patch of the overlay still says the same, and so keeps its text.
+    fn unchanged(&self, overlay: &String, parent: &str, id: &str, path: &str) -> bool {
+        let blob = |commit: &str| self.tree.git(["rev-parse", &format!("{commit}:{path}")]);
         let same = |one: &str, other: &str| {
             blob(one)
                 .ok()
                 .is_some_and(|one| Some(one) == blob(other).ok())
         };
-        all.series
-            .commits
-            .iter()
-            .any(|commit| commit.name == made.name && commit.paths.contains(&overlay))
-            && same(&made.parent, parent)
-            && same(&made.id, id)
-    });
-    let content = match unchanged {
-        Some(_) => assemble::read(&all.series.root, &overlay)?.0,
-        None => {
-            let diff = run::bytes(tree.command().args([
-                "diff",
-                "--no-renames",
-                "--no-color",
-                parent,
-                id,
-                "--",
-                path,
-            ]))?;
-            let text = String::from_utf8(diff)
-                .into_diagnostic()
-                .wrap_err_with(|| format!("{path} is not UTF-8"))?;
-            let start = text
-                .find("--- a/")
-                .ok_or_else(|| miette!("{path} changes in something else than text"))?;
-            if !text[start..].contains(&format!("\n+++ b/{path}\n")) {
-                return Err(miette!(
-                    "{path} is a file of the kernel and is removed, which no overlay file can say"
-                ));
-            }
-            text.as_bytes()[start..].to_vec()
+        let commits = self.all.series.commits.iter().zip(&self.all.made);
+        commits
+            .filter(|(commit, _)| commit.paths.contains(overlay))
+            .any(|(_, made)| same(&made.parent, parent) && same(&made.id, id))
+    }
+
+    fn diff(&self, parent: &str, id: &str, path: &str) -> Result<Vec<u8>> {
+        let mut cmd = self.tree.command();
+        cmd.args(["diff", "--no-renames", "--no-color", parent, id, "--", path]);
+        let text = String::from_utf8(run::bytes(&mut cmd)?)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("{path} is not UTF-8"))?;
+        let start = text
+            .find("--- a/")
+            .ok_or_else(|| miette!("{path} changes in something else than text"))?;
+        if !text[start..].contains(&format!("\n+++ b/{path}\n")) {
+            return Err(miette!("{path} is removed, which no overlay file can say"));
         }
-    };
-    files.insert(overlay.clone(), (content, false));
-    Ok(Some(overlay))
+        Ok(text.as_bytes()[start..].to_vec())
+    }
 }
 
 /// Assembles what would be written and compares every commit with the checkout's.
-fn verify(all: &Assembled, edited: &Edited, tree: &Repo, ids: &[String]) -> Result<()> {
+fn verify(all: &Assembled, edited: &Edited, tree: &Repo) -> Result<()> {
     let read = |path: &str| {
         edited
             .files
@@ -367,12 +562,12 @@ fn verify(all: &Assembled, edited: &Edited, tree: &Repo, ids: &[String]) -> Resu
             .ok_or_else(|| miette!("{path} is in no commit of the checkout"))
     };
     let made = assemble::commits(&all.base, &edited.commits, &read, &all.identity)?;
-    for (made, id) in made.iter().zip(ids) {
+    for (made, id) in made.iter().zip(&edited.ids) {
         if all.base.repo.tree(&made.id)? != tree.tree(id)? {
             let differs = tree.changed(&made.id, id)?;
             return Err(miette!(
-                help = "a new file is written whole: change it in the commit that adds it",
-                "`{}` changes {}, a file that the series adds in another commit",
+                help = "change a new file in the commit that adds it, or after the modules that it declares",
+                "`{}` changes {} in a way that no overlay file can say",
                 made.subject,
                 differs.join(", ")
             ));
@@ -395,11 +590,12 @@ fn write_back(ctx: &Ctx, edited: &Edited, all: &Assembled) -> Result<Vec<String>
             Some((commit.text().into_bytes(), false)),
         );
     }
-    let cover = format!("{}\n", text(&edited.cover));
-    target.insert(
-        format!("series/{}", series::COVER),
-        Some((cover.into_bytes(), false)),
-    );
+    for (name, text) in &edited.texts {
+        target.insert(
+            format!("series/{name}"),
+            Some((text.clone().into_bytes(), false)),
+        );
+    }
     // Only what differs is written.
     target.retain(|path, file| match file {
         Some(file) => assemble::read(&ctx.root, path).ok().as_ref() != Some(file),
@@ -486,6 +682,17 @@ mod tests {
         assert_eq!(
             unsigned("s\n\nSigned-off-by: O <o@o>\n", &me),
             "s\n\nSigned-off-by: O <o@o>"
+        );
+    }
+
+    #[test]
+    fn recipients_are_parted_from_the_cover() {
+        let (cover, to, cc) = parted("s\n\nb\n\nTo: A <a@a>\nCc: b@b\nCc: c@c\n");
+        assert_eq!((cover, to.len(), cc.len()), ("s\n\nb", 1, 2));
+        let (cover, to, cc) = parted("s\n\nSay it\nTo: all\n");
+        assert_eq!(
+            (cover, to.len(), cc.len()),
+            ("s\n\nSay it\nTo: all\n", 0, 0)
         );
     }
 

@@ -1,5 +1,5 @@
-//! The export: what `git format-patch` writes, the checks on each patch, and the proof that
-//! `git am` of those files gives the assembled tree.
+//! The export: what `git format-patch` writes of each delivery, the checks on each patch, and the
+//! proof that `git am` of those files gives the assembled trees.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,29 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::assemble::Made;
+use crate::assemble::{self, Made};
 use crate::base::Base;
 use crate::git::{Identity, Repo};
-use crate::series::Series;
-use crate::{Ctx, cache, run};
-
-/// The branch of our repository that holds the series.
-pub const BRANCH: &str = "vfio-get-unmapped-area";
+use crate::series::{Delivery, HEADERS};
+use crate::{Assembled, Ctx, cache, run};
 
 /// The names of the exported files, for the next export to remove.
 const EXPORTED: &str = ".exported";
+
+/// A delivery's mails as files.
+pub struct Exported<'a> {
+    pub delivery: &'a Delivery,
+    /// The cover letter, if there is one, and the patches.
+    pub files: Vec<PathBuf>,
+    /// Its last commit, on the base and what it needs of the earlier deliveries.
+    tip: String,
+}
+
+impl Exported<'_> {
+    pub fn patches(&self) -> &[PathBuf] {
+        &self.files[usize::from(self.delivery.cover.is_some())..]
+    }
+}
 
 /// A patch of the export and what the checks said about it.
 #[derive(Debug)]
@@ -30,66 +42,112 @@ pub struct Patch {
     pub complaints: Vec<String>,
 }
 
-/// Writes the patches and the cover letter to `out` and returns the files, the cover letter first.
-pub fn export(
-    ctx: &Ctx,
-    base: &Base,
-    series: &Series,
-    made: &[Made],
-    identity: &Identity,
-    out: &Path,
-) -> Result<Vec<PathBuf>> {
-    let tip = &made
-        .last()
-        .ok_or_else(|| miette!("the series is empty"))?
-        .id;
-    base.repo
-        .git(["update-ref", &format!("refs/heads/{BRANCH}"), tip])?;
-    let fresh = cache::fresh(&ctx.cache.path("export"))?;
-    let mut cmd = base.repo.command();
-    // The description of the branch is where format-patch finds the text of the cover letter.
-    cmd.env("GIT_CONFIG_COUNT", "1")
-        .env("GIT_CONFIG_KEY_0", format!("branch.{BRANCH}.description"))
-        .env(
-            "GIT_CONFIG_VALUE_0",
-            format!("{}\n\n{}", series.cover.subject, series.cover.body),
-        )
-        .env("GIT_COMMITTER_NAME", &identity.name)
-        .env("GIT_COMMITTER_EMAIL", &identity.email)
-        .args([
-            "format-patch",
-            "--quiet",
-            "--cover-letter",
-            "--cover-from-description=subject",
-        ])
-        .args([
-            "--thread=shallow",
-            "--stat=72",
-            "--base",
-            &base.commit,
-            "-o",
-        ])
-        .arg(&fresh)
-        .arg(format!("{}..{BRANCH}", base.commit));
-    run::output(&mut cmd)?;
-    let names = patches_in(&fresh)?;
-    if names.len() != made.len() + 1 {
-        return Err(miette!(
-            "git format-patch wrote {} files for {} commits",
-            names.len(),
-            made.len()
-        ));
+impl Patch {
+    /// Delivery and file, such as `2-b/0001-x.patch`.
+    pub fn name(&self) -> String {
+        let parts: Vec<_> = self.file.iter().rev().take(2).collect();
+        let parts = parts.iter().rev().map(|part| part.to_string_lossy());
+        parts.collect::<Vec<_>>().join("/")
     }
+}
 
+/// Writes a directory below `out` for each delivery: its patches and its cover letter.
+pub fn export<'a>(ctx: &Ctx, all: &'a Assembled, out: &Path) -> Result<Vec<Exported<'a>>> {
+    let fresh = cache::fresh(&ctx.cache.path("export"))?;
+    let mut exported = Vec::new();
+    for delivery in &all.series.deliveries {
+        let (start, tip) = chain(all, delivery)?;
+        let dir = fresh.join(&delivery.name);
+        format_patch(all, delivery, &start, &tip, &dir)?;
+        let files = patches_in(&dir)?;
+        let expected = delivery.commits.len() + usize::from(delivery.cover.is_some());
+        if files.len() != expected {
+            return Err(miette!(
+                "git format-patch wrote {} files for {}, not {expected}",
+                files.len(),
+                delivery.name
+            ));
+        }
+        let place = out.join(&delivery.name);
+        exported.push(Exported {
+            delivery,
+            files: files.iter().map(|file| place.join(file)).collect(),
+            tip,
+        });
+    }
+    replace(&fresh, out)?;
+    Ok(exported)
+}
+
+/// Where the commits of a delivery start and end, on the base and what it needs and nothing else.
+fn chain(all: &Assembled, delivery: &Delivery) -> Result<(String, String)> {
+    let ours = all.made_of(delivery);
+    let mut commits: Vec<&Made> = Vec::new();
+    for needed in all.series.needed_by(delivery) {
+        commits.extend(all.made_of(needed));
+    }
+    let stacked = commits.len() == delivery.commits.start;
+    commits.extend(ours);
+    if stacked {
+        return Ok((ours[0].parent.clone(), all.tip_of(delivery).to_owned()));
+    }
+    let made = assemble::alone(&all.base, &commits, &all.identity).wrap_err_with(|| {
+        miette!(
+            "series/{}/{HEADERS} lacks a Needs: it does not apply without another delivery",
+            delivery.name
+        )
+    })?;
+    let first = &made[made.len() - ours.len()];
+    Ok((first.parent.clone(), made[made.len() - 1].id.clone()))
+}
+
+fn format_patch(
+    all: &Assembled,
+    delivery: &Delivery,
+    start: &str,
+    tip: &str,
+    dir: &Path,
+) -> Result<()> {
+    let repo = &all.base.repo;
+    let branch = format!("series/{}", delivery.name);
+    repo.git(["update-ref", &format!("refs/heads/{branch}"), tip])?;
+    let mut cmd = repo.command();
+    cmd.env("GIT_COMMITTER_NAME", &all.identity.name)
+        .env("GIT_COMMITTER_EMAIL", &all.identity.email);
+    if let Some(cover) = &delivery.cover {
+        // The branch's description is where format-patch finds the text of the cover letter.
+        cmd.env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", format!("branch.{branch}.description"))
+            .env("GIT_CONFIG_VALUE_0", cover.text());
+    }
+    cmd.args(["format-patch", "--quiet", "--thread=shallow", "--stat=72"]);
+    if delivery.cover.is_some() {
+        cmd.args(["--cover-letter", "--cover-from-description=subject"]);
+    }
+    let headers = &delivery.headers;
+    if let Some(prefix) = &headers.prefix {
+        cmd.arg(format!("--subject-prefix={prefix} PATCH"));
+    }
+    cmd.args(headers.to.iter().map(|who| format!("--to={who}")))
+        .args(headers.cc.iter().map(|who| format!("--cc={who}")))
+        .args(["--base", &all.base.commit, "-o"])
+        .arg(dir)
+        .arg(format!("{start}..{branch}"));
+    run::output(&mut cmd).map(|_| ())
+}
+
+/// Puts the fresh export in the place of the one that an earlier run left in `out`.
+fn replace(fresh: &Path, out: &Path) -> Result<()> {
     fs::create_dir_all(out)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot create {}", out.display()))?;
+    let (names, there) = (patches_in(fresh)?, patches_in(out)?);
     // Only what an earlier export left there goes away, by its own list.
     let list = out.join(EXPORTED);
     let earlier = fs::read_to_string(&list).unwrap_or_default();
-    let foreign = patches_in(out)?
-        .into_iter()
-        .find(|name| !earlier.lines().any(|line| line == name));
+    let foreign = there
+        .iter()
+        .find(|name| !earlier.lines().any(|line| line == *name));
     if let Some(foreign) = foreign {
         return Err(miette!(
             help = "give an empty directory with --out",
@@ -99,23 +157,35 @@ pub fn export(
     }
     // Both exports are on the list while the one replaces the other.
     fs::write(&list, format!("{}\n{earlier}", names.join("\n"))).into_diagnostic()?;
-    for name in patches_in(out)? {
-        fs::remove_file(out.join(name)).into_diagnostic()?;
+    for name in &there {
+        let file = out.join(name);
+        fs::remove_file(&file).into_diagnostic()?;
+        // The directory of a delivery that is gone goes with its last file.
+        if let Some(dir) = file.parent().filter(|dir| *dir != out) {
+            fs::remove_dir(dir).ok();
+        }
     }
     for name in &names {
-        fs::copy(fresh.join(name), out.join(name)).into_diagnostic()?;
+        let file = out.join(name);
+        fs::create_dir_all(file.parent().unwrap_or(out)).into_diagnostic()?;
+        fs::copy(fresh.join(name), file).into_diagnostic()?;
     }
-    fs::write(&list, format!("{}\n", names.join("\n"))).into_diagnostic()?;
-    Ok(names.iter().map(|name| out.join(name)).collect())
+    fs::write(&list, format!("{}\n", names.join("\n"))).into_diagnostic()
 }
 
-/// The names of the patches in a directory, in order.
+/// The names of the patches in a directory and those right below it, in order.
 fn patches_in(dir: &Path) -> Result<Vec<String>> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .into_diagnostic()?
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.ends_with(".patch"))
-        .collect();
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).into_diagnostic()? {
+        let entry = entry.into_diagnostic()?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".patch") {
+            names.push(name);
+        } else if entry.path().is_dir() {
+            let below = patches_in(&entry.path())?;
+            names.extend(below.iter().map(|file| format!("{name}/{file}")));
+        }
+    }
     names.sort();
     Ok(names)
 }
@@ -146,10 +216,43 @@ fn sparse(ctx: &Ctx, base: &Base, name: &str, paths: &[String]) -> Result<Repo> 
     Ok(tree)
 }
 
-/// Applies exactly the exported files to a fresh worktree of the base, and compares the trees.
-pub fn prove(ctx: &Ctx, base: &Base, tip: &str, patches: &[PathBuf]) -> Result<()> {
-    let paths = base.repo.changed(&base.commit, tip)?;
+/// Applies exactly the exported files to a fresh worktree of the base, and compares the trees: all
+/// deliveries in their order, and each with what it needs and nothing else.
+pub fn prove(ctx: &Ctx, all: &Assembled, exported: &[Exported<'_>]) -> Result<()> {
+    let base = &all.base;
+    let paths = base.repo.changed(&base.commit, all.tip())?;
     let tree = sparse(ctx, base, "proof", &paths)?;
+    let same = |what: &str, tip: &str| -> Result<()> {
+        let (got, want) = (tree.tree("HEAD")?, base.repo.tree(tip)?);
+        match got == want {
+            true => Ok(()),
+            false => Err(miette!("git am of {what} gives tree {got}, not {want}")),
+        }
+    };
+    for each in exported {
+        am(&tree, each)?;
+        same(&each.delivery.name, all.tip_of(each.delivery))?;
+    }
+    for each in exported {
+        let needed = all.series.needed_by(each.delivery);
+        tree.git(["reset", "--quiet", "--hard", &base.commit])?;
+        for other in exported {
+            if needed
+                .iter()
+                .any(|needed| needed.name == other.delivery.name)
+            {
+                am(&tree, other)?;
+            }
+        }
+        am(&tree, each)?;
+        same(&format!("{} alone", each.delivery.name), &each.tip)?;
+    }
+    base.repo
+        .git(["worktree", "remove", "--force", &tree.dir.to_string_lossy()])
+        .map(|_| ())
+}
+
+fn am(tree: &Repo, exported: &Exported<'_>) -> Result<()> {
     let mut cmd = tree.command();
     for role in ["AUTHOR", "COMMITTER"] {
         cmd.env(format!("GIT_{role}_NAME"), "git am")
@@ -157,17 +260,10 @@ pub fn prove(ctx: &Ctx, base: &Base, tip: &str, patches: &[PathBuf]) -> Result<(
     }
     // The cover letter has no patch: dropping it spares the user a glob that leaves it out.
     cmd.args(["am", "--quiet", "--empty=drop"])
-        .args(absolute(patches)?);
-    run::output(&mut cmd).wrap_err("git am refuses the exported series")?;
-    let (got, want) = (tree.tree("HEAD")?, base.repo.tree(tip)?);
-    base.repo
-        .git(["worktree", "remove", "--force", &tree.dir.to_string_lossy()])?;
-    if got != want {
-        return Err(miette!(
-            "git am of the exported series gives tree {got}, not {want}"
-        ));
-    }
-    Ok(())
+        .args(absolute(&exported.files)?);
+    run::output(&mut cmd)
+        .map(|_| ())
+        .wrap_err_with(|| format!("git am refuses {}", exported.delivery.name))
 }
 
 fn absolute(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
@@ -177,34 +273,17 @@ fn absolute(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// rustfmt and checkpatch on every patch; `tree` is a worktree of the series.
-pub fn check(
-    tree: &Repo,
-    made: &[Made],
-    identity: &Identity,
-    patches: &[PathBuf],
-) -> Result<Vec<Patch>> {
-    made.iter()
-        .zip(patches)
+/// rustfmt and checkpatch on every patch.
+pub fn check(all: &Assembled, exported: &[Exported<'_>]) -> Result<Vec<Patch>> {
+    let files = exported.iter().flat_map(|each| each.patches());
+    all.made
+        .iter()
+        .zip(files)
         .map(|(commit, file)| {
-            let paths = tree.changed(&commit.parent, &commit.id)?;
-            let mut complaints = rustfmt(tree, commit, &paths)?;
-            complaints.extend(checkpatch(tree, identity, file)?);
-            let (mut added, mut removed) = (0, 0);
-            for line in tree
-                .git([
-                    "diff",
-                    "--numstat",
-                    "--no-renames",
-                    &commit.parent,
-                    &commit.id,
-                ])?
-                .lines()
-            {
-                let mut numbers = line.split('\t').map(|number| number.parse().unwrap_or(0));
-                added += numbers.next().unwrap_or(0);
-                removed += numbers.next().unwrap_or(0);
-            }
+            let paths = all.tree.changed(&commit.parent, &commit.id)?;
+            let mut complaints = rustfmt(&all.tree, commit, &paths)?;
+            complaints.extend(checkpatch(&all.tree, &all.identity, file)?);
+            let (added, removed) = lines(&all.tree, commit)?;
             Ok(Patch {
                 file: file.clone(),
                 files: paths.len(),
@@ -214,6 +293,19 @@ pub fn check(
             })
         })
         .collect()
+}
+
+/// How many lines a commit adds and removes.
+fn lines(tree: &Repo, commit: &Made) -> Result<(usize, usize)> {
+    let (from, to) = (commit.parent.as_str(), commit.id.as_str());
+    let stat = tree.git(["diff", "--numstat", "--no-renames", from, to])?;
+    let (mut added, mut removed) = (0, 0);
+    for line in stat.lines() {
+        let mut numbers = line.split('\t').map(|number| number.parse().unwrap_or(0));
+        added += numbers.next().unwrap_or(0);
+        removed += numbers.next().unwrap_or(0);
+    }
+    Ok((added, removed))
 }
 
 fn rustfmt(tree: &Repo, commit: &Made, paths: &[String]) -> Result<Vec<String>> {
@@ -291,20 +383,8 @@ pub fn is_error(complaint: &str) -> bool {
 
 /// The table that `series` ends with.
 pub fn table(patches: &[Patch]) -> String {
-    let name = |patch: &Patch| {
-        patch
-            .file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let width = patches
-        .iter()
-        .map(|patch| name(patch).len())
-        .max()
-        .unwrap_or(0)
-        .max(5);
+    let width = patches.iter().map(|patch| patch.name().len()).max();
+    let width = width.unwrap_or(0).max(5);
     let mut out = format!("{:width$}  files       +       -  checkpatch\n", "patch");
     for patch in patches {
         let verdict = match patch.complaints.len() {
@@ -313,7 +393,7 @@ pub fn table(patches: &[Patch]) -> String {
         };
         out.push_str(&format!(
             "{:width$}  {:>5}  {:>6}  {:>6}  {verdict}\n",
-            name(patch),
+            patch.name(),
             patch.files,
             patch.added,
             patch.removed
@@ -321,8 +401,42 @@ pub fn table(patches: &[Patch]) -> String {
     }
     for patch in patches {
         for complaint in &patch.complaints {
-            out.push_str(&format!("{}: {complaint}\n", name(patch)));
+            out.push_str(&format!("{}: {complaint}\n", patch.name()));
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_replaces_the_one_before_and_nothing_else() {
+        let dir = std::env::temp_dir().join(format!("xtask-export-{}", std::process::id()));
+        let write = |name: &str| {
+            let file = dir.join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        };
+        let (fresh, out) = (dir.join("fresh"), dir.join("out"));
+        for name in [
+            "fresh/1-a/0001-x.patch",
+            "fresh/2-b/0000-cover-letter.patch",
+        ] {
+            write(name);
+        }
+        replace(&fresh, &out).unwrap();
+        assert_eq!(
+            patches_in(&out).unwrap(),
+            ["1-a/0001-x.patch", "2-b/0000-cover-letter.patch"]
+        );
+        fs::remove_dir_all(fresh.join("1-a")).unwrap();
+        replace(&fresh, &out).unwrap();
+        assert_eq!(patches_in(&out).unwrap(), ["2-b/0000-cover-letter.patch"]);
+        assert!(!out.join("1-a").exists());
+        write("out/0001-mine.patch");
+        assert!(replace(&fresh, &out).is_err());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -36,7 +36,7 @@ use crate::base::Base;
 use crate::cache::Cache;
 use crate::git::{Identity, Repo};
 use crate::kernel::Kernel;
-use crate::series::Series;
+use crate::series::{Delivery, Series};
 use crate::toolchain::{Purpose, Toolchain};
 use crate::ui::Ui;
 use crate::vm::Vm;
@@ -207,6 +207,15 @@ pub struct Assembled {
 }
 
 impl Assembled {
+    pub fn made_of(&self, delivery: &Delivery) -> &[Made] {
+        &self.made[delivery.commits.clone()]
+    }
+
+    /// The last commit of a delivery, on top of all the earlier ones.
+    pub fn tip_of(&self, delivery: &Delivery) -> &str {
+        &self.made[delivery.commits.end - 1].id
+    }
+
     pub fn tip(&self) -> &str {
         &self
             .made
@@ -240,17 +249,18 @@ pub fn assembled(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
 
 fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
     let all = assembled(ctx, base)?;
-    let files = export::export(ctx, &all.base, &all.series, &all.made, &all.identity, out)?;
+    let exported = export::export(ctx, &all, out)?;
     ctx.ui
         .step("checking each patch: rustfmt and checkpatch --strict");
-    let patches = export::check(&all.tree, &all.made, &all.identity, &files[1..])?;
+    let patches = export::check(&all, &exported)?;
     ctx.ui
         .step("proving the export: git am on a fresh worktree of the base");
-    export::prove(ctx, &all.base, all.tip(), &files)?;
+    export::prove(ctx, &all, &exported)?;
     print!("{}", export::table(&patches));
     println!(
-        "{} holds the cover letter and {} patches for {}",
+        "{} holds {} deliveries, {} patches in all, for {}",
         out.display(),
+        exported.len(),
         patches.len(),
         all.base.commit
     );
@@ -262,7 +272,10 @@ fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
             ctx.root.display()
         );
     }
-    println!("to apply it: git am --empty=drop {}/*.patch", out.display());
+    println!(
+        "to apply them: git am --empty=drop {}/*/*.patch",
+        out.display()
+    );
     let complaints = patches.iter().flat_map(|patch| &patch.complaints);
     match complaints.filter(|line| export::is_error(line)).count() {
         0 => Ok(()),

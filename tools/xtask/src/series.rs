@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
@@ -10,6 +11,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use crate::git::Repo;
 
 pub const COVER: &str = "cover-letter";
+pub const HEADERS: &str = "headers";
 const NOT_KERNEL: &str = "not-kernel";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -18,9 +20,16 @@ pub struct Cover {
     pub body: String,
 }
 
+impl Cover {
+    /// As a branch's description says it, for git format-patch and for b4.
+    pub fn text(&self) -> String {
+        format!("{}\n\n{}", self.subject, self.body)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
-    /// Name of the file in series/, such as `01-mm`.
+    /// Name of the file below series/, such as `3-placement/01-mm`.
     pub name: String,
     pub message: String,
     /// Overlay paths, such as `mm/mmap.c.patch`.
@@ -57,10 +66,86 @@ impl Commit {
     }
 }
 
+/// A part of the series that is posted on its own: a directory of series/.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Name of the directory, such as `3-placement`.
+    pub name: String,
+    pub headers: Headers,
+    /// What introduces it; a single patch speaks for itself.
+    pub cover: Option<Cover>,
+    /// Which commits of the series it has.
+    pub commits: Range<usize>,
+}
+
+/// What a delivery's mails say of it, in its file `headers`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// What binds the revisions together on the mailing lists; never to be changed.
+    pub change_id: String,
+    /// Earlier deliveries that it does not apply without.
+    pub needs: Vec<String>,
+    /// What stands before PATCH in the subjects.
+    pub prefix: Option<String>,
+    pub to: Vec<String>,
+    pub cc: Vec<String>,
+}
+
+impl Headers {
+    fn parse(delivery: &str, text: &str) -> Result<Headers> {
+        let mut headers = Headers::default();
+        for line in text.lines() {
+            let (key, value) = line.split_once(": ").unwrap_or((line, ""));
+            let value = value.trim().to_owned();
+            match key {
+                _ if value.is_empty() => {
+                    return Err(miette!(
+                        "series/{delivery}/{HEADERS}: `{line}` is no header"
+                    ));
+                }
+                "Change-Id" => headers.change_id = value,
+                "Needs" => headers.needs.push(value),
+                "Prefix" => headers.prefix = Some(value),
+                "To" => headers.to.push(value),
+                "Cc" => headers.cc.push(value),
+                _ => {
+                    return Err(miette!(
+                        help = "the headers are Change-Id, Needs, Prefix, To and Cc",
+                        "series/{delivery}/{HEADERS}: `{key}` is not known"
+                    ));
+                }
+            }
+        }
+        if headers.change_id.is_empty() || headers.to.is_empty() {
+            return Err(miette!(
+                "series/{delivery}/{HEADERS} needs a Change-Id and a To"
+            ));
+        }
+        Ok(headers)
+    }
+
+    /// The file that says this.
+    pub fn text(&self) -> String {
+        let mut text = format!("Change-Id: {}\n", self.change_id);
+        let mut lines = |key: &str, values: &[String]| {
+            for value in values {
+                text += &format!("{key}: {value}\n");
+            }
+        };
+        lines("Needs", &self.needs);
+        lines("Prefix", self.prefix.as_slice());
+        lines("To", &self.to);
+        lines("Cc", &self.cc);
+        text
+    }
+}
+
 #[derive(Debug)]
 pub struct Series {
     pub root: PathBuf,
-    pub cover: Cover,
+    /// In order of application.
+    pub deliveries: Vec<Delivery>,
+    /// Those of all deliveries.
     pub commits: Vec<Commit>,
     /// The overlay: every kernel path of this repository.
     pub overlay: BTreeSet<String>,
@@ -68,33 +153,21 @@ pub struct Series {
 
 impl Series {
     pub fn read(root: &Path) -> Result<Series> {
-        let dir = root.join("series");
-        let mut names: Vec<String> = Vec::new();
-        let entries = fs::read_dir(&dir)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read {}: is this the repository?", dir.display()))?;
-        for entry in entries {
-            let name = entry
-                .into_diagnostic()?
-                .file_name()
-                .to_string_lossy()
-                .into_owned();
-            if name != COVER && name != NOT_KERNEL {
-                names.push(name);
+        let mut series = Series {
+            root: root.to_owned(),
+            deliveries: Vec::new(),
+            commits: Vec::new(),
+            overlay: BTreeSet::new(),
+        };
+        for name in names_in(&root.join("series"))? {
+            if name != NOT_KERNEL {
+                series.read_delivery(name)?;
             }
         }
-        names.sort();
-        in_order(&names)?;
-        let read = |name: &str| {
-            fs::read_to_string(dir.join(name))
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot read series/{name}"))
-        };
-        let commits = names
-            .iter()
-            .map(|name| Commit::parse(name, &read(name)?))
-            .collect::<Result<Vec<_>>>()?;
-        let cover = parse_cover(&read(COVER)?)?;
+        if series.commits.is_empty() {
+            return Err(miette!("series/ holds no commit"));
+        }
+        series.needs_known()?;
         let files = Repo::users(root)
             .git([
                 "ls-files",
@@ -109,30 +182,109 @@ impl Series {
             .split('\0')
             .filter(|path| !path.is_empty() && root.join(path).symlink_metadata().is_ok())
             .map(str::to_owned);
-        let overlay = kernel_part(present, &listed(&read(NOT_KERNEL)?))?;
-        complete(&commits, &overlay)?;
-        Ok(Series {
-            root: root.to_owned(),
+        series.overlay = kernel_part(present, &listed(&series.file(NOT_KERNEL)?))?;
+        complete(&series.commits, &series.overlay)?;
+        Ok(series)
+    }
+
+    fn file(&self, name: &str) -> Result<String> {
+        fs::read_to_string(self.root.join("series").join(name))
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot read series/{name}"))
+    }
+
+    fn read_delivery(&mut self, name: String) -> Result<()> {
+        let number = name.split_once('-').map(|(number, _)| number);
+        if number.is_none_or(|number| number.len() != 1 || number.parse::<u8>().is_err()) {
+            return Err(miette!(
+                "series/{name} should be a directory named <digit>-<slug>: the digits order the deliveries"
+            ));
+        }
+        let (others, commits): (Vec<String>, Vec<String>) =
+            names_in(&self.root.join("series").join(&name))?
+                .into_iter()
+                .partition(|file| file == COVER || file == HEADERS);
+        in_order(&name, &commits)?;
+        let first = self.commits.len();
+        for commit in &commits {
+            let commit = format!("{name}/{commit}");
+            self.commits
+                .push(Commit::parse(&commit, &self.file(&commit)?)?);
+        }
+        let has_cover = others.iter().any(|file| file == COVER);
+        if !has_cover && commits.len() > 1 {
+            return Err(miette!(
+                "series/{name} has no {COVER}, which only a single patch can do without"
+            ));
+        }
+        let cover = match has_cover {
+            true => Some(parse_cover(&self.file(&format!("{name}/{COVER}"))?)?),
+            false => None,
+        };
+        self.deliveries.push(Delivery {
+            headers: Headers::parse(&name, &self.file(&format!("{name}/{HEADERS}"))?)?,
             cover,
-            commits,
-            overlay,
-        })
+            commits: first..self.commits.len(),
+            name,
+        });
+        Ok(())
+    }
+
+    fn needs_known(&self) -> Result<()> {
+        for (index, delivery) in self.deliveries.iter().enumerate() {
+            let earlier = &self.deliveries[..index];
+            let unknown = |need: &&String| !earlier.iter().any(|other| &other.name == *need);
+            if let Some(need) = delivery.headers.needs.iter().find(unknown) {
+                return Err(miette!(
+                    "series/{} needs {need}, which is no earlier delivery",
+                    delivery.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The deliveries that have to be applied before `delivery`, in their order.
+    pub fn needed_by(&self, delivery: &Delivery) -> Vec<&Delivery> {
+        let mut names: BTreeSet<&String> = delivery.headers.needs.iter().collect();
+        let mut needed = Vec::new();
+        for other in self.deliveries.iter().rev() {
+            if names.contains(&other.name) {
+                names.extend(&other.headers.needs);
+                needed.insert(0, other);
+            }
+        }
+        needed
     }
 }
 
+/// What a directory holds, sorted.
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        })
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}: is this the repository?", dir.display()))?;
+    names.sort();
+    Ok(names)
+}
+
 /// Names must be 01-slug, 02-slug, .. without a gap: their order is the order of the commits.
-fn in_order(names: &[String]) -> Result<()> {
+fn in_order(delivery: &str, names: &[String]) -> Result<()> {
     for (index, name) in names.iter().enumerate() {
         let expected = format!("{:02}-", index + 1);
         if !name.starts_with(&expected) || name.len() == expected.len() {
             return Err(miette!(
-                "series/{name} should be named {expected}<slug>: it is commit {}",
+                "series/{delivery}/{name} should be named {expected}<slug>: it is commit {}",
                 index + 1
             ));
         }
     }
     if names.is_empty() {
-        return Err(miette!("series/ holds no commit"));
+        return Err(miette!("series/{delivery} holds no commit"));
     }
     Ok(())
 }
@@ -140,7 +292,7 @@ fn in_order(names: &[String]) -> Result<()> {
 pub fn parse_cover(text: &str) -> Result<Cover> {
     let (subject, body) = text
         .split_once("\n\n")
-        .ok_or_else(|| miette!("series/{COVER} needs a subject, an empty line and a body"))?;
+        .ok_or_else(|| miette!("a {COVER} needs a subject, an empty line and a body"))?;
     Ok(Cover {
         subject: subject.trim().to_owned(),
         body: body.trim_end().to_owned(),
@@ -246,10 +398,51 @@ mod tests {
     #[test]
     fn names_are_numbered_without_a_gap() {
         let names = |list: &[&str]| list.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        assert!(in_order(&names(&["01-a", "02-b"])).is_ok());
-        assert!(in_order(&names(&["01-a", "03-b"])).is_err());
-        assert!(in_order(&names(&["01-a", "notes"])).is_err());
-        assert!(in_order(&[]).is_err());
+        assert!(in_order("1-x", &names(&["01-a", "02-b"])).is_ok());
+        assert!(in_order("1-x", &names(&["01-a", "03-b"])).is_err());
+        assert!(in_order("1-x", &names(&["01-a", "notes"])).is_err());
+        assert!(in_order("1-x", &[]).is_err());
+    }
+
+    #[test]
+    fn headers_round_trip() {
+        let text = "Change-Id: c\nNeeds: 1-a\nPrefix: RFC\nTo: A <a@a>\nCc: b@b\nCc: c@c\n";
+        let headers = Headers::parse("2-b", text).unwrap();
+        assert_eq!(headers.cc, ["b@b", "c@c"]);
+        assert_eq!(headers.text(), text);
+        assert!(Headers::parse("2-b", "Change-Id: c\n").is_err());
+        assert!(Headers::parse("2-b", "Change-Id: c\nTo: a@a\nBcc: b@b\n").is_err());
+        assert!(Headers::parse("2-b", "Change-Id: c\nTo:\n").is_err());
+    }
+
+    #[test]
+    fn needs_are_followed_and_known() {
+        let delivery = |name: &str, needs: &[&str]| Delivery {
+            name: name.to_owned(),
+            headers: Headers {
+                needs: needs.iter().map(|need| need.to_string()).collect(),
+                ..Headers::default()
+            },
+            cover: None,
+            commits: 0..0,
+        };
+        let mut series = Series {
+            root: PathBuf::new(),
+            deliveries: vec![
+                delivery("1-a", &[]),
+                delivery("2-b", &[]),
+                delivery("3-c", &["1-a"]),
+                delivery("4-d", &["3-c"]),
+            ],
+            commits: Vec::new(),
+            overlay: BTreeSet::new(),
+        };
+        assert!(series.needs_known().is_ok());
+        let needed = series.needed_by(&series.deliveries[3]);
+        let names: Vec<&str> = needed.iter().map(|other| other.name.as_str()).collect();
+        assert_eq!(names, ["1-a", "3-c"]);
+        series.deliveries[0].headers.needs.push("4-d".to_owned());
+        assert!(series.needs_known().is_err());
     }
 
     #[test]

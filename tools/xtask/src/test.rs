@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, miette};
 
-use crate::b4::B4;
 use crate::kernel::{COMPILE, Config, Kernel, VM};
 use crate::kunit::Leg;
 use crate::parity::Parity;
@@ -16,7 +15,7 @@ use crate::series::Series;
 use crate::toolchain::{Purpose, Toolchain};
 use crate::vm::{self, Item, Vm};
 use crate::{
-    Assembled, Ctx, assemble, assembled, cache, compile_fail, export, ktap, kunit, text, thp,
+    Assembled, Ctx, assemble, assembled, b4, cache, compile_fail, export, ktap, kunit, text, thp,
 };
 
 /// The stages in their order.
@@ -297,60 +296,32 @@ fn again(all: &Assembled) -> Result<()> {
 fn series(ctx: &Ctx, all: &Assembled, report: &mut Report) -> Result<()> {
     ctx.ui.step("exporting, checking and proving the series");
     let out = cache::fresh(&ctx.cache.path("series"))?;
-    let files = export::export(ctx, &all.base, &all.series, &all.made, &all.identity, &out);
-    let Some(files) = report.check("series", "git format-patch", files) else {
+    let exported = export::export(ctx, all, &out);
+    let Some(exported) = report.check("series", "git format-patch", exported) else {
         return Ok(());
     };
-    for patch in export::check(&all.tree, &all.made, &all.identity, &files[1..])? {
-        let name = patch
-            .file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let errors: Vec<&String> = patch
+    for patch in export::check(all, &exported)? {
+        let (errors, others): (Vec<String>, Vec<String>) = patch
             .complaints
             .iter()
-            .filter(|line| export::is_error(line))
-            .collect();
-        let outcome = match errors.first() {
+            .cloned()
+            .partition(|line| export::is_error(line));
+        let outcome = match errors.into_iter().next() {
             None => Outcome::Passed,
-            Some(first) => Outcome::Failed((*first).clone()),
+            Some(first) => Outcome::Failed(first),
         };
+        let name = patch.name();
         report.add("series", "rustfmt and checkpatch --strict", &name, outcome);
-        for complaint in patch
-            .complaints
-            .iter()
-            .filter(|line| !export::is_error(line))
-        {
+        for complaint in others {
             report.note(format!("{name}: {complaint}"));
         }
     }
     report.check(
         "series",
         "git am of the export",
-        export::prove(ctx, &all.base, all.tip(), &files),
+        export::prove(ctx, all, &exported),
     );
-    // Nobody's identity cannot prepare a posting.
-    let names = [
-        "b4 prep --show-info",
-        "b4 send --no-sign -o",
-        "b4 am of the export",
-    ];
-    if !all.identity.signs {
-        for name in names {
-            let why = "b4 wants a git identity: set user.name and user.email".to_owned();
-            report.add("series", "b4", name, Outcome::Skipped(why));
-        }
-        return Ok(());
-    }
-    ctx.ui.step("b4 on the checkout and on the export");
-    let b4 = B4::open(ctx)?;
-    let tree = b4.checkout(ctx, all)?;
-    report.check("series", names[0], b4.show_info(&tree, all));
-    report.check("series", names[1], b4.send(&tree, all));
-    report.check("series", names[2], b4.am(&tree, all, &files));
-    Ok(())
+    b4::check(ctx, all, &exported, report)
 }
 
 /// The devices that a selftest runs on, or the one that stands for none.
