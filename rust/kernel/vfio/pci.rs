@@ -610,6 +610,7 @@ impl<R: Region> RegionTable<R> {
         rw: Some(Self::rw),
         release: Some(Self::release),
         mmap: if R::HAS_MMAP { Some(Self::mmap) } else { None },
+        get_unmapped_area: None,
         add_capability: None,
     };
 

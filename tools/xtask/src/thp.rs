@@ -20,6 +20,7 @@ const BEFORE: Parts = &[
 ];
 const AFTER: Parts = &[
     ("mm/mmap.c", "range_holds_order"),
+    ("mm/mmap.c", "found_from_top"),
     ("mm/mmap.c", "mm_get_unmapped_area_exact_order"),
     ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
 ];

@@ -24,10 +24,22 @@
 #define round_up(x, y) ((((x) - 1) | ((__typeof__(x))((y) - 1))) + 1)
 #define check_add_overflow(a, b, d) __builtin_add_overflow(a, b, d)
 
+/*
+ * All searches of a top-down address space come from the top here: where they do
+ * not, the series means to differ.
+ */
+#define MAP_32BIT 0
+static struct mm_struct {
+	unsigned long mmap_base;
+} mm = { .mmap_base = -1UL };
+static struct {
+	struct mm_struct *mm;
+} *current = &(typeof(*current)){ .mm = &mm };
+
 typedef unsigned long vma_flags_t;
 struct file;
 
-#define mm_flags_test(flag, mm) (state.topdown)
+#define mm_flags_test(flag, mm) ((void)(mm), state.topdown)
 #define in_compat_syscall() (state.compat)
 
 /* What the stub returns is a function of the round and of the call's number. */
