@@ -332,6 +332,7 @@ fn devices(program: &str) -> Vec<&'static str> {
         PLACEMENT_TEST => all().filter(|device| *device != "rng").collect(),
         AER_TEST => vec!["rng"],
         TESTDEV_TEST | COST_TEST => vec!["testdev"],
+        "vfio_pci_leaf_split_test" => vec!["testdev", "ivshmem"],
         _ => all().filter(|device| *device == "igb").collect(),
     }
 }
