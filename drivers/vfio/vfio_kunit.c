@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * vfio_device_ops.get_unmapped_area: what the core makes of a driver that has
- * it, of one that has not, and of a file that has no access to the device yet.
+ * it, of one that has not, of a file that has no access to the device yet, and
+ * of MAP_FIXED.
  */
 #include <kunit/test.h>
 #include <linux/fs.h>
+#include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/sched/mm.h>
 #include <linux/vfio.h>
@@ -90,55 +92,102 @@ static void hook_gets_arguments(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, p->call.pgoff, ULONG_MAX);
 	KUNIT_EXPECT_EQ(test, p->call.flags, MAP_SHARED);
 
-	/* MAP_FIXED goes to the driver as well, mm needs its answer. */
-	p->answer = 0x5000;
-	KUNIT_EXPECT_EQ(test, place(p, 0x5000, 0x3000, 0, MAP_SHARED | MAP_FIXED),
-			0x5000);
+	/* Whatever the flags, but for MAP_FIXED */
+	KUNIT_EXPECT_EQ(test, place(p, 0, 0x3000, 1, ~MAP_FIXED), 0x7000);
 	KUNIT_EXPECT_EQ(test, p->nr_calls, 2);
-	KUNIT_EXPECT_EQ(test, p->call.flags, MAP_SHARED | MAP_FIXED);
+	KUNIT_EXPECT_EQ(test, p->call.addr, 0);
+	KUNIT_EXPECT_EQ(test, p->call.pgoff, 1);
+	KUNIT_EXPECT_EQ(test, p->call.flags, ~MAP_FIXED);
 }
 
-static void hook_error_unchanged(struct kunit *test)
+static void hook_answer_unchanged(struct kunit *test)
 {
-	static const int errors[] = { -ENOMEM, -EINVAL, -EPERM, -ERANGE };
+	static const unsigned long answers[] = {
+		-ENOMEM, -EINVAL, -EPERM, -ERANGE, 0, 1, PAGE_SIZE, -PAGE_SIZE,
+	};
 	struct placement *p = test->priv;
 
-	for (int i = 0; i < ARRAY_SIZE(errors); i++) {
-		p->answer = errors[i];
-		KUNIT_EXPECT_EQ(test, (long)place(p, 0, PAGE_SIZE, 0, MAP_SHARED),
-				errors[i]);
+	/* mm checks it, so that there is nothing for the core to do. */
+	for (int i = 0; i < ARRAY_SIZE(answers); i++) {
+		p->answer = answers[i];
+		KUNIT_EXPECT_EQ(test, place(p, 0, PAGE_SIZE, 0, MAP_SHARED), answers[i]);
 	}
+	KUNIT_EXPECT_EQ(test, p->nr_calls, ARRAY_SIZE(answers));
+}
+
+/* Mappings that are possible and not, with a hint that is free and without one */
+static void expect_default(struct kunit *test)
+{
+	static const unsigned long pages[] = { 1, 512, 3 * 512 };
+	const unsigned long hint = 513 * PAGE_SIZE;
+	struct placement *p = test->priv;
+
+	for (int i = 0; i < ARRAY_SIZE(pages); i++) {
+		unsigned long len = pages[i] * PAGE_SIZE;
+
+		KUNIT_EXPECT_EQ(test, place(p, 0, len, 7, MAP_SHARED),
+				place_by_default(p, 0, len, 7, MAP_SHARED));
+		KUNIT_EXPECT_EQ(test, place(p, hint, len, 7, MAP_SHARED), hint);
+	}
+	KUNIT_EXPECT_EQ(test, (long)place(p, 0, TASK_SIZE, 0, MAP_SHARED), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, p->nr_calls, 0);
 }
 
 static void no_hook_is_default(struct kunit *test)
 {
-	static const unsigned long lens[] = { PAGE_SIZE, PMD_SIZE, 3 * PMD_SIZE };
 	struct placement *p = test->priv;
 
 	p->vdev.ops = &without_hook;
-	for (int i = 0; i < ARRAY_SIZE(lens); i++) {
-		KUNIT_EXPECT_EQ(test, place(p, 0, lens[i], 7, MAP_SHARED),
-				place_by_default(p, 0, lens[i], 7, MAP_SHARED));
-		KUNIT_EXPECT_EQ(test, place(p, PMD_SIZE + PAGE_SIZE, lens[i], 7, MAP_SHARED),
-				PMD_SIZE + PAGE_SIZE);
-	}
-	KUNIT_EXPECT_EQ(test, (long)place(p, 0, TASK_SIZE + PAGE_SIZE, 0, MAP_SHARED),
-			-ENOMEM);
-	KUNIT_EXPECT_EQ(test, p->nr_calls, 0);
+	expect_default(test);
 }
 
-static void no_access_no_placement(struct kunit *test)
+/* Until access is granted the device is not looked at, nor what is at its place. */
+static void no_access_is_default(struct kunit *test)
 {
+	struct vfio_device *devices[3];
 	struct placement *p = test->priv;
+
+	devices[0] = &p->vdev;
+	devices[1] = NULL;
+	/* No address of anything */
+	devices[2] = (struct vfio_device *)-PAGE_SIZE;
 
 	p->df.access_granted = false;
 	p->answer = 0x7000;
-	KUNIT_EXPECT_EQ(test, (long)place(p, 0, PAGE_SIZE, 0, MAP_SHARED), -EINVAL);
-	p->vdev.ops = &without_hook;
-	KUNIT_EXPECT_EQ(test, (long)place(p, 0, PAGE_SIZE, 0, MAP_SHARED), -EINVAL);
-	/* Nor is the device looked at. */
-	p->df.device = NULL;
-	KUNIT_EXPECT_EQ(test, (long)place(p, 0, PAGE_SIZE, 0, MAP_SHARED), -EINVAL);
+	for (int i = 0; i < ARRAY_SIZE(devices); i++) {
+		p->df.device = devices[i];
+		expect_default(test);
+	}
+
+	p->df.device = &p->vdev;
+	p->df.access_granted = true;
+	KUNIT_EXPECT_EQ(test, place(p, 0, PAGE_SIZE, 0, MAP_SHARED), 0x7000);
+}
+
+/* What mremap() relies on: where there is no choice no driver is asked. */
+static void map_fixed_is_obeyed(struct kunit *test)
+{
+	const unsigned long flags = MAP_SHARED | MAP_FIXED;
+	const unsigned long fixed = 513 * PAGE_SIZE;
+	struct placement *p = test->priv;
+
+	KUNIT_EXPECT_TRUE(test, vfio_device_fops.fop_flags & FOP_OBEYS_MAP_FIXED);
+
+	p->answer = 0x7000;
+	for (int access = 0; access < 2; access++) {
+		p->df.access_granted = access;
+		KUNIT_EXPECT_EQ(test, place(p, fixed, PAGE_SIZE, 0, flags), fixed);
+		KUNIT_EXPECT_EQ(test, place(p, fixed, 3 * PAGE_SIZE, 1,
+					    flags | MAP_FIXED_NOREPLACE), fixed);
+		/* Also if something else is mapped there */
+		KUNIT_ASSERT_EQ(test, fixed,
+				vm_mmap(NULL, fixed, PAGE_SIZE, PROT_NONE,
+					MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0));
+		KUNIT_EXPECT_EQ(test, place(p, fixed, PAGE_SIZE, 0, flags), fixed);
+		KUNIT_ASSERT_EQ(test, vm_munmap(fixed, PAGE_SIZE), 0);
+		KUNIT_EXPECT_EQ(test, place(p, fixed, TASK_SIZE, 0, flags),
+				place_by_default(p, fixed, TASK_SIZE, 0, flags));
+	}
 	KUNIT_EXPECT_EQ(test, p->nr_calls, 0);
 }
 
@@ -167,9 +216,10 @@ static int placement_init(struct kunit *test)
 
 static struct kunit_case placement_test_cases[] = {
 	KUNIT_CASE(hook_gets_arguments),
-	KUNIT_CASE(hook_error_unchanged),
+	KUNIT_CASE(hook_answer_unchanged),
 	KUNIT_CASE(no_hook_is_default),
-	KUNIT_CASE(no_access_no_placement),
+	KUNIT_CASE(no_access_is_default),
+	KUNIT_CASE(map_fixed_is_obeyed),
 	{}
 };
 
@@ -180,5 +230,3 @@ static struct kunit_suite placement_suite = {
 };
 
 kunit_test_suite(placement_suite);
-
-MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
