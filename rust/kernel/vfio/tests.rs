@@ -1473,7 +1473,11 @@ mod cases {
         fixture.log.set(|b| b.place = Ok(Answer::Pfn(pfn, 1)));
         let other = file.mmap(addr, len, shared | bindings::MAP_FIXED, start)?;
         assert_eq!(other.addr, addr);
-        assert_eq!(fixture.log.take()[..], []);
+        let position = region::Position {
+            index: 1,
+            offset: PAGE_SIZE as u64,
+        };
+        assert_eq!(fixture.log.take()[..], [Event::Mmap(position, len)]);
         // That has replaced the first.
         core::mem::forget(mapped);
         Ok(())
