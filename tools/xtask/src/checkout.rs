@@ -516,6 +516,10 @@ impl Reader<'_> {
         };
         let present = |module: &str| {
             let files = modlines::candidates(path, module);
+            let files = files
+                .iter()
+                .filter(|file| !self.has(&self.all.base.commit, file));
+            let files: Vec<&String> = files.collect();
             let at = |commit: &str| files.iter().any(|file| self.has(commit, file));
             at(id) || !at(&self.tip)
         };
