@@ -10,9 +10,11 @@ use crate::git::Repo;
 use crate::toolchain::Toolchain;
 use crate::{Assembled, Ctx, run};
 
-/// A configuration: a file in tools/xtask/configs on top of `base`.
+/// A configuration: files in tools/xtask/configs on top of `base`.
 pub struct Config {
     pub name: &'static str,
+    /// The configuration whose file comes before its own.
+    on: Option<&'static str>,
     pub arch: &'static str,
     pub base: &'static str,
     /// What is built of it.
@@ -26,11 +28,20 @@ pub struct Config {
 /// What the virtual machine boots.
 pub const VM: Config = Config {
     name: "vm",
+    on: None,
     arch: "x86_64",
     base: "tinyconfig",
     targets: &["bzImage", "modules"],
     parts: &["mm/", "drivers/vfio/", "rust/", "samples/rust/"],
     lines: 2000,
+};
+
+/// What the same machine boots to have the kernel check itself.
+pub const DEBUG: Config = Config {
+    name: "debug",
+    on: Some(VM.name),
+    lines: 2500,
+    ..VM
 };
 
 /// Where the series has code in C.
@@ -42,6 +53,7 @@ const VFIO: &[&str] = &["drivers/vfio/"];
 pub const COMPILE: &[Config] = &[
     Config {
         name: "sh-nommu",
+        on: None,
         arch: "sh",
         base: "allnoconfig",
         targets: PARTS,
@@ -50,6 +62,7 @@ pub const COMPILE: &[Config] = &[
     },
     Config {
         name: "i386",
+        on: None,
         arch: "i386",
         base: "tinyconfig",
         targets: PARTS,
@@ -58,6 +71,7 @@ pub const COMPILE: &[Config] = &[
     },
     Config {
         name: "x86-64-no-thp",
+        on: None,
         arch: "x86_64",
         base: "tinyconfig",
         targets: PARTS,
@@ -66,6 +80,7 @@ pub const COMPILE: &[Config] = &[
     },
     Config {
         name: "x86-64-variants",
+        on: None,
         arch: "x86_64",
         base: "tinyconfig",
         targets: VFIO,
@@ -74,6 +89,7 @@ pub const COMPILE: &[Config] = &[
     },
     Config {
         name: "s390",
+        on: None,
         arch: "s390",
         base: "tinyconfig",
         targets: VFIO,
@@ -115,13 +131,13 @@ impl<'a> Kernel<'a> {
     /// Writes `.config` and makes sure that every symbol of the fragment took. kbuild compares the
     /// configuration symbol by symbol, so writing an equal one rebuilds nothing.
     pub fn configure(&self, config: &Config) -> Result<()> {
-        let fragment = self
-            .ctx
-            .root
-            .join(format!("tools/xtask/configs/{}.config", config.name));
-        let wanted = fs::read_to_string(&fragment)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read {}", fragment.display()))?;
+        let mut wanted = String::new();
+        for name in config.on.iter().chain([&config.name]) {
+            let fragment = format!("tools/xtask/configs/{name}.config");
+            wanted += &fs::read_to_string(self.ctx.root.join(&fragment))
+                .into_diagnostic()
+                .wrap_err_with(|| format!("cannot read {fragment}"))?;
+        }
         let out = self.out(config);
         fs::create_dir_all(&out).into_diagnostic()?;
         let mut base = self.make(config);
@@ -141,10 +157,9 @@ impl<'a> Kernel<'a> {
         }
         if !refused.is_empty() {
             return Err(miette!(
-                "the configuration {} does not take {}: what they depend on is missing in {}",
+                "the configuration {} does not take {}: what they depend on is missing",
                 config.name,
-                refused.join(", "),
-                fragment.display()
+                refused.join(", ")
             ));
         }
         Ok(())
@@ -171,20 +186,34 @@ impl<'a> Kernel<'a> {
 
     /// The virtual machine's kernel, and its modules; returns the image.
     pub fn vm(&self) -> Result<PathBuf> {
-        self.configure(&VM)?;
-        self.build(&VM, VM.targets)?;
-        let root = crate::cache::fresh(&self.objects.join("modules"))?;
-        let mut install = self.make(&VM);
+        self.bootable(&VM)
+    }
+
+    /// The same in any configuration.
+    pub fn bootable(&self, config: &Config) -> Result<PathBuf> {
+        self.configure(config)?;
+        self.build(config, config.targets)?;
+        let root = crate::cache::fresh(&self.installed(config))?;
+        let mut install = self.make(config);
         install
             .args(["modules_install", "INSTALL_MOD_STRIP=1"])
             .arg(format!("INSTALL_MOD_PATH={}", root.display()));
         run::logged(self.ctx, "modules", "modules", 0, install)?;
-        Ok(self.out(&VM).join("arch/x86/boot/bzImage"))
+        Ok(self.image(config))
     }
 
-    /// Where `vm` leaves the modules.
-    pub fn modules(&self) -> PathBuf {
-        self.objects.join("modules/lib/modules")
+    fn installed(&self, config: &Config) -> PathBuf {
+        self.objects.join(format!("modules-{}", config.name))
+    }
+
+    /// Where `bootable` leaves the image.
+    pub fn image(&self, config: &Config) -> PathBuf {
+        self.out(config).join("arch/x86/boot/bzImage")
+    }
+
+    /// Where it leaves the modules.
+    pub fn modules(&self, config: &Config) -> PathBuf {
+        self.installed(config).join("lib/modules")
     }
 
     /// The tree's VFIO selftests, linked statically for the initramfs; returns their directory.
@@ -214,13 +243,14 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Symbols of a fragment that the final configuration has otherwise.
+/// Symbols of fragments, of which the last has the last word, that the final configuration has
+/// otherwise.
 fn refused(fragment: &str, config: &str) -> Vec<String> {
     let got: BTreeMap<&str, &str> = config
         .lines()
         .filter_map(|line| line.split_once('='))
         .collect();
-    fragment
+    let wanted: BTreeMap<&str, &str> = fragment
         .lines()
         .filter_map(|line| match line.strip_prefix("# ") {
             Some(unset) => unset
@@ -228,6 +258,9 @@ fn refused(fragment: &str, config: &str) -> Vec<String> {
                 .map(|symbol| (symbol, "n")),
             None => line.split_once('='),
         })
+        .collect();
+    wanted
+        .into_iter()
         .filter(|(symbol, value)| got.get(symbol).copied().unwrap_or("n") != *value)
         .map(|(symbol, value)| format!("{symbol}={value}"))
         .collect()
@@ -243,5 +276,6 @@ mod tests {
             "# Why.\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\n# CONFIG_D is not set\n";
         let config = "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_D=y\n";
         assert_eq!(refused(fragment, config), ["CONFIG_B=m", "CONFIG_D=n"]);
+        assert!(refused("CONFIG_D=m\nCONFIG_D=y\n", config).is_empty());
     }
 }

@@ -4,6 +4,7 @@ mod apt;
 mod assemble;
 mod b4;
 mod base;
+mod bench;
 mod cache;
 mod checkout;
 mod compile_fail;
@@ -15,6 +16,7 @@ mod kunit;
 mod maintainers;
 mod modlines;
 mod parity;
+mod plan;
 mod report;
 mod run;
 mod series;
@@ -86,6 +88,11 @@ enum Cmd {
         /// Build what each commit touches instead, one commit after the other
         #[arg(long)]
         each: bool,
+    },
+    /// Measure the base and the series side by side in the virtual machine
+    Bench {
+        #[command(flatten)]
+        base: BaseArg,
     },
     /// Open a shell in the virtual machine, with the devices bound to vfio-pci
     Boot {
@@ -174,6 +181,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             base, each: true, ..
         } => test::each(&ctx, base.base.as_deref()),
         Cmd::Test { base, only, .. } => test::test(&ctx, base.base.as_deref(), only.as_deref()),
+        Cmd::Bench { base } => bench::bench(&ctx, base.base.as_deref()),
         Cmd::Boot { base } => {
             let all = assembled(&ctx, base.base.as_deref())?;
             let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build, Purpose::Vm])?;

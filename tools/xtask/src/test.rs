@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, miette};
 
-use crate::kernel::{COMPILE, Config, Kernel, VM};
+use crate::kernel::{COMPILE, Config, DEBUG, Kernel, VM};
 use crate::kunit::Leg;
 use crate::parity::Parity;
+use crate::plan::{self, Item, Machine};
 use crate::report::{Outcome, Report};
 use crate::series::Series;
 use crate::toolchain::{Purpose, Toolchain};
-use crate::vm::{self, Item, Vm};
+use crate::vm::{self, Vm};
 use crate::{
     Assembled, Ctx, assemble, assembled, b4, cache, compile_fail, export, ktap, kunit, text, thp,
 };
@@ -30,30 +30,6 @@ const STAGES: [&str; 9] = [
     "kunit",
     "vm",
 ];
-
-/// The one selftest that drives a device, and is written for this one.
-const DRIVER_TEST: &str = "vfio_pci_driver_test";
-/// The one that takes devices from their driver and gives them back.
-const BIND_TEST: &str = "vfio_pci_bind_test";
-/// What runs on every device; the tree's own tests need what only a real function has.
-const PLACEMENT_TEST: &str = "vfio_pci_mmap_placement_test";
-
-/// What needs a device that reports errors.
-const AER_TEST: &str = "vfio_pci_aer_test";
-/// What loads a driver of its own, and so needs no device.
-const RUST_TEST: &str = "vfio_rust_mem_test";
-/// What binds pci-testdev to drivers itself.
-const TESTDEV_TEST: &str = "vfio_rust_pci_testdev_test";
-const COST_TEST: &str = "vfio_pci_cost_test";
-const NO_DEVICE: &str = "kernel";
-
-/// The plenty that a program gets on an emulated processor, next to another machine.
-const LIMIT: Duration = Duration::from_secs(300);
-/// For those that reset or bind the device hundreds of times, half a second or more each.
-const LONG_LIMIT: Duration = Duration::from_secs(900);
-
-/// How much faster than from single pages a BAR of 4 GiB is to be mapped for DMA.
-const SPEEDUP: u64 = 500;
 
 /// What `--only` leaves.
 struct Selection<'a>(Option<&'a str>);
@@ -73,7 +49,7 @@ impl Selection<'_> {
     /// A name that selects nothing is found out before anything is built for it.
     fn must_match(&self, all: &Assembled) -> Result<()> {
         let sources = all.tree.dir.join("tools/testing/selftests/vfio");
-        let items = plan(&vm::programs(&sources, "_test.c")?);
+        let items = plan::items(&vm::programs(&sources, "_test.c")?);
         let known = STAGES.iter().any(|stage| self.stage(stage))
             || COMPILE
                 .iter()
@@ -115,6 +91,35 @@ pub fn test(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> {
     }
 }
 
+/// The series on its base, checked on the way if it is selected; None if there is none.
+fn overlay(
+    ctx: &Ctx,
+    base: Option<&Path>,
+    select: &Selection<'_>,
+    report: &mut Report,
+) -> Result<Option<Assembled>> {
+    if !select.stage("overlay") {
+        return assembled(ctx, base).map(Some);
+    }
+    let read = Series::read(&ctx.root);
+    if report
+        .check("overlay", "every path in exactly one commit", read)
+        .is_none()
+    {
+        return Ok(None);
+    }
+    let made = assembled(ctx, base);
+    let Some(all) = report.check("overlay", "every commit can be made", made) else {
+        return Ok(None);
+    };
+    report.check(
+        "overlay",
+        "the same input gives the same trees",
+        again(&all),
+    );
+    Ok(Some(all))
+}
+
 /// Everything that needs the series on its base.
 fn kernel_stages(
     ctx: &Ctx,
@@ -122,31 +127,9 @@ fn kernel_stages(
     select: &Selection<'_>,
     report: &mut Report,
 ) -> Result<()> {
-    if select.stage("overlay") {
-        let read = Series::read(&ctx.root);
-        if report
-            .check("overlay", "every path in exactly one commit", read)
-            .is_none()
-        {
-            return Ok(());
-        }
-    }
-    let all = assembled(ctx, base);
-    let all = if select.stage("overlay") {
-        match report.check("overlay", "every commit can be made", all) {
-            Some(all) => all,
-            None => return Ok(()),
-        }
-    } else {
-        all?
+    let Some(all) = overlay(ctx, base, select, report)? else {
+        return Ok(());
     };
-    if select.stage("overlay") {
-        report.check(
-            "overlay",
-            "the same input gives the same trees",
-            again(&all),
-        );
-    }
     if select.stage("series") {
         series(ctx, &all, report)?;
     }
@@ -160,6 +143,11 @@ fn kernel_stages(
         report.note(format!("thp: {said}"));
     }
     select.must_match(&all)?;
+    builds(ctx, &all, select, report)
+}
+
+/// Everything that needs a compiler.
+fn builds(ctx: &Ctx, all: &Assembled, select: &Selection<'_>, report: &mut Report) -> Result<()> {
     let compile: Vec<&Config> = COMPILE
         .iter()
         .filter(|config| select.test("compile", config.name))
@@ -173,28 +161,30 @@ fn kernel_stages(
         only == "vm" || !STAGES.contains(&only) && compile.is_empty() && legs.is_empty()
     });
     let build = select.stage("build") || select.stage("compile-fail") || wants_vm;
-    let mut purposes = Vec::new();
-    if build || !compile.is_empty() || !legs.is_empty() {
-        purposes.push(Purpose::Build);
-    }
-    if !legs.is_empty() {
-        purposes.push(Purpose::Kunit);
-    }
-    if build {
-        purposes.push(Purpose::Vm);
-    }
-    if compile.iter().any(|config| config.arch == "sh") {
-        purposes.push(Purpose::Cross);
-    }
+    let wanted = [
+        (
+            Purpose::Build,
+            build || !compile.is_empty() || !legs.is_empty(),
+        ),
+        (Purpose::Kunit, !legs.is_empty()),
+        (Purpose::Vm, build),
+        (
+            Purpose::Cross,
+            compile.iter().any(|config| config.arch == "sh"),
+        ),
+    ];
+    let purposes: Vec<Purpose> = wanted
+        .into_iter()
+        .filter_map(|(purpose, wanted)| wanted.then_some(purpose))
+        .collect();
     if purposes.is_empty() {
         return Ok(());
     }
     let toolchain = Toolchain::open(ctx, &all.tree, &purposes)?;
-    let kernel = Kernel::new(ctx, &toolchain, &all);
-    let built = if build {
-        built(&kernel, select, report)?
-    } else {
-        None
+    let kernel = Kernel::new(ctx, &toolchain, all);
+    let built = match build {
+        true => built(&kernel, select, report)?,
+        false => None,
     };
     if select.stage("compile-fail") && built.is_some() {
         ctx.ui.step("compiling programs that are to be refused");
@@ -226,8 +216,21 @@ fn built(
     kernel
         .ctx
         .ui
-        .step("building the kernel of the virtual machine, and the selftests");
+        .step("building the kernels of the virtual machine, and the selftests");
     let (image, tests) = (kernel.vm(), kernel.selftests());
+    let debug = match &tests {
+        Ok(tests) => selected(select, &vm::programs(tests, "_test")?)
+            .iter()
+            .any(|item| item.variant.config.name == DEBUG.name),
+        Err(_) => false,
+    };
+    if debug {
+        report.check(
+            "build",
+            "kernel that checks itself",
+            kernel.bootable(&DEBUG),
+        );
+    }
     if !select.stage("build") {
         return Ok(Some((image?, tests?)));
     }
@@ -324,97 +327,21 @@ fn series(ctx: &Ctx, all: &Assembled, report: &mut Report) -> Result<()> {
     b4::check(ctx, all, &exported, report)
 }
 
-/// The devices that a selftest runs on, or the one that stands for none.
-fn devices(program: &str) -> Vec<&'static str> {
-    let all = || vm::DEVICES.iter().map(|device| device.name);
-    match program {
-        RUST_TEST => vec![NO_DEVICE],
-        PLACEMENT_TEST => all().filter(|device| *device != "rng").collect(),
-        AER_TEST => vec!["rng"],
-        TESTDEV_TEST | COST_TEST => vec!["testdev"],
-        "vfio_pci_leaf_split_test" => vec!["testdev", "ivshmem"],
-        _ => all().filter(|device| *device == "igb").collect(),
-    }
-}
-
-/// What runs where.
-fn plan(programs: &[String]) -> Vec<Item> {
-    let mut plan = Vec::new();
-    for &driver in vm::DRIVERS {
-        for program in programs {
-            // Some do not ask for the driver that the device is bound to.
-            let any = [RUST_TEST, TESTDEV_TEST, COST_TEST].contains(&program.as_str());
-            if any && driver != vm::DRIVERS[0] {
-                continue;
-            }
-            for device in devices(program) {
-                plan.push(Item {
-                    driver,
-                    device,
-                    program: program.clone(),
-                    limit: if [DRIVER_TEST, BIND_TEST].contains(&program.as_str()) {
-                        LONG_LIMIT
-                    } else {
-                        LIMIT
-                    },
-                });
-            }
-        }
-        plan.push(Item {
-            driver,
-            device: NO_DEVICE,
-            program: vm::KMEMLEAK.to_owned(),
-            limit: LIMIT,
-        });
-    }
-    plan.push(Item {
-        driver: vm::DRIVERS[0],
-        device: NO_DEVICE,
-        program: vm::KUNIT.to_owned(),
-        limit: LIMIT,
-    });
-    plan
-}
-
-/// A virtual machine's name, the driver that its devices are bound to, and what it runs.
-type Machine = (String, &'static str, Vec<Item>);
-
-/// Deals the items out to machines: the driver's test is alone, since it takes minutes that it
-/// sleeps through, and so are those that take the device away, with kmemleak to watch them.
-fn deal(mut items: Vec<Item>) -> Vec<Machine> {
-    let mut machines = Vec::new();
-    for group in ["driver", "removal", "devices"] {
-        for &driver in vm::DRIVERS {
-            let (ours, others) = items.into_iter().partition(|item| {
-                item.driver == driver
-                    && match group {
-                        "driver" => item.program == DRIVER_TEST,
-                        "removal" => [BIND_TEST, vm::KMEMLEAK].contains(&item.program.as_str()),
-                        _ => true,
-                    }
-            });
-            items = others;
-            let name = match driver {
-                first if first == vm::DRIVERS[0] => group.to_owned(),
-                _ => format!("{driver}-{group}"),
-            };
-            machines.push((name, driver, ours));
-        }
-    }
-    machines.retain(|(_, _, items): &Machine| !items.is_empty());
-    machines
+fn selected(select: &Selection<'_>, programs: &[String]) -> Vec<Item> {
+    let mut items = plan::items(programs);
+    items.retain(|item| select.test("vm", &item.label()));
+    items
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
-    let plan = plan(&vm::programs(&vm.tests, "_test")?);
-    let selected = plan
-        .into_iter()
-        .filter(|item| select.test("vm", &item.label()));
-    let machines = deal(selected.collect());
-    for (name, driver, items) in &machines {
+    let programs = vm::programs(&vm.tests, "_test")?;
+    let machines = plan::deal(selected(select, &programs));
+    for machine in &machines {
         vm.ctx.ui.step(format!(
-            "virtual machine `{name}`: {} selftests, the devices bound to {driver}",
-            items.len()
+            "virtual machine `{}`: {} selftests, the devices bound to {}",
+            machine.name,
+            machine.items.len(),
+            machine.driver
         ));
     }
     // Two at a time, each of which keeps a processor busy at most.
@@ -423,8 +350,7 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
         let run = || -> Vec<_> {
             std::iter::from_fn(|| {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let (name, driver, items) = machines.get(index)?;
-                Some((index, vm.run(name, driver, items)))
+                Some((index, vm.run(machines.get(index)?, "")))
             })
             .collect()
         };
@@ -436,53 +362,40 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
     });
     ended.sort_by_key(|(index, _)| *index);
     let mut parity = Parity::default();
-    for ((name, _, items), (_, finished)) in machines.iter().zip(ended) {
-        let Some(finished) = report.check("vm", &format!("machine `{name}`"), finished) else {
-            continue;
-        };
-        let runs = ktap::runs(&finished.results);
-        for item in items {
-            let label = item.label();
-            let Some(run) = runs.iter().find(|run| run.label == label) else {
-                report.add(
-                    "vm",
-                    &label,
-                    "(the program)",
-                    Outcome::Failed("it was not run".to_owned()),
-                );
-                continue;
-            };
-            for (case, outcome) in ktap::cases(run) {
-                parity.add(item, &case, &outcome);
-                report.add("vm", &label, &case, outcome);
-            }
-            for figure in ktap::figures(run) {
-                report.note(format!("{} with {}: {figure}", item.device, item.driver));
-            }
-            if item.device == "ivshmem" {
-                speedup(&label, run, report);
-            }
+    for (machine, (_, finished)) in machines.iter().zip(ended) {
+        let name = format!("machine `{}`", machine.name);
+        if let Some(finished) = report.check("vm", &name, finished) {
+            read(machine, &finished, &mut parity, report);
+            let clean = vm::clean(&finished.console);
+            report.add("vm", &name, "no warning in the kernel's log", clean);
         }
-        report.add(
-            "vm",
-            &format!("machine `{name}`"),
-            "no warning in the kernel's log",
-            vm::clean(&finished.console),
-        );
     }
     parity.report(report);
     Ok(())
 }
 
-/// The claim of the series, on the largest BAR.
-fn speedup(label: &str, run: &ktap::Run, report: &mut Report) {
-    let outcome = match ktap::speedup(run) {
-        Some(times) if times >= SPEEDUP => Outcome::Passed,
-        Some(times) => Outcome::Failed(format!("it is {times} times as fast")),
-        None => Outcome::Failed("it was not measured".to_owned()),
-    };
-    let name = format!("VFIO_IOMMU_MAP_DMA is at least {SPEEDUP} times as fast");
-    report.add("vm", label, &name, outcome);
+/// Reports what the programs of a machine printed.
+fn read(machine: &Machine, finished: &vm::Finished, parity: &mut Parity, report: &mut Report) {
+    let runs = ktap::runs(&finished.results);
+    for item in &machine.items {
+        let label = item.label();
+        let Some(run) = runs.iter().find(|run| run.label == label) else {
+            let why = Outcome::Failed("it was not run".to_owned());
+            report.add("vm", &label, "(the program)", why);
+            continue;
+        };
+        for (case, outcome) in ktap::cases(run) {
+            parity.add(item, &case, &outcome);
+            report.add("vm", &label, &case, outcome);
+        }
+        // Those of a kernel that checks itself say nothing.
+        for figure in ktap::figures(run)
+            .iter()
+            .filter(|_| machine.variant.slow == 1)
+        {
+            report.note(format!("{label}: {figure}"));
+        }
+    }
 }
 
 /// Builds what each commit touches, one commit after the other.
@@ -565,19 +478,6 @@ mod tests {
         assert!(!test.stage("vm") && test.test("vm", "igb/a") && !test.test("vm", "igb/b"));
         assert!(Selection(Some("igb/a")).test("vm", "igb/a"));
         assert!(Selection(Some("igb")).test("vm", "igb/a"));
-    }
-
-    #[test]
-    fn placement_runs_on_every_device() {
-        let programs = [PLACEMENT_TEST.to_owned(), DRIVER_TEST.to_owned()];
-        let labels: Vec<String> = plan(&programs).iter().map(Item::label).collect();
-        // Three devices have BARs to place, the driver's test is for one, and kmemleak's results and
-        // KUnit's are of the kernel.
-        let tests = 3 + 1 + 1;
-        assert_eq!(labels.len(), vm::DRIVERS.len() * tests + 1);
-        assert!(labels.contains(&"kernel/kunit".to_owned()));
-        assert!(labels.contains(&format!("ivshmem/{PLACEMENT_TEST}")));
-        assert!(labels.contains(&format!("igb/{DRIVER_TEST}")));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::kernel::{self, Kernel};
+use crate::kernel::{DEBUG, Kernel, VM};
+use crate::plan::{DRIVERS, Item, Machine, PLAIN, Variant};
 use crate::report::Outcome;
 use crate::{Ctx, cache, run, toolchain};
 
@@ -20,9 +21,6 @@ pub struct Device {
     id: &'static str,
     args: &'static [&'static str],
 }
-
-/// The drivers that the devices are bound to, the one that others are measured by first.
-pub const DRIVERS: &[&str] = &["vfio-pci", "rust_vfio_pci"];
 
 pub const DEVICES: &[Device] = &[
     // DMA, MSI-X and SR-IOV; behind a port, as a card of its kind is.
@@ -92,34 +90,17 @@ pub const KMEMLEAK: &str = "kmemleak";
 /// On top of a program's own limit, which the guest keeps.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// One program on one device.
-pub struct Item {
-    /// What all devices of the machine are bound to.
-    pub driver: &'static str,
-    pub device: &'static str,
-    pub program: String,
-    pub limit: Duration,
-}
-
-impl Item {
-    /// What the program does on the device, whatever the driver.
-    pub fn test(&self) -> String {
-        format!("{}/{}", self.device, self.program)
-    }
-
-    pub fn label(&self) -> String {
-        match self.driver {
-            driver if driver == DRIVERS[0] => self.test(),
-            driver => format!("{driver}/{}", self.test()),
-        }
-    }
+/// A kernel to boot.
+struct Bootable {
+    config: &'static str,
+    image: PathBuf,
+    /// What belongs into the guest's /lib/modules.
+    modules: PathBuf,
 }
 
 pub struct Vm<'a> {
     pub ctx: &'a Ctx,
-    image: PathBuf,
-    /// What belongs into the guest's /lib/modules.
-    modules: PathBuf,
+    kernels: Vec<Bootable>,
     /// Directory of the selftests.
     pub tests: PathBuf,
     /// The kernel's own tool, as its build left it.
@@ -140,14 +121,30 @@ impl<'a> Vm<'a> {
     pub fn new(kernel: &Kernel<'a>, image: PathBuf, tests: PathBuf) -> Vm<'a> {
         Vm {
             ctx: kernel.ctx,
-            image,
-            modules: kernel.modules(),
+            kernels: vec![
+                Bootable {
+                    config: VM.name,
+                    image,
+                    modules: kernel.modules(&VM),
+                },
+                Bootable {
+                    config: DEBUG.name,
+                    image: kernel.image(&DEBUG),
+                    modules: kernel.modules(&DEBUG),
+                },
+            ],
             tests,
-            gen_init_cpio: kernel.out(&kernel::VM).join("usr/gen_init_cpio"),
+            gen_init_cpio: kernel.out(&VM).join("usr/gen_init_cpio"),
         }
     }
 
-    fn initramfs(&self, dir: &Path, driver: &str, plan: Option<&[Item]>) -> Result<PathBuf> {
+    fn bootable(&self, variant: &Variant) -> &Bootable {
+        let ours = |kernel: &&Bootable| kernel.config == variant.config.name;
+        self.kernels.iter().find(ours).unwrap_or(&self.kernels[0])
+    }
+
+    /// Writes the list of what is in the initramfs, and what of it is made here.
+    fn spec(&self, dir: &Path, modules: &Path, driver: &str, plan: Option<&[Item]>) -> Result<()> {
         let busybox =
             toolchain::static_busybox().ok_or_else(|| miette!("there is no static busybox"))?;
         let init = self.ctx.root.join("tools/xtask/guest/init");
@@ -163,19 +160,19 @@ impl<'a> Vm<'a> {
             .collect();
         fs::write(dir.join("devices"), devices).into_diagnostic()?;
         add("/devices", &dir.join("devices"), "0644");
-        for program in programs(&self.tests, "_test")? {
-            add(
-                &format!("/tests/{program}"),
-                &self.tests.join(&program),
-                "0755",
-            );
+        // Those that the tests run have names without a suffix, too.
+        for program in programs(&self.tests, "")? {
+            if !program.contains('.') {
+                let file = self.tests.join(&program);
+                add(&format!("/tests/{program}"), &file, "0755");
+            }
         }
         for program in [KUNIT, KMEMLEAK] {
             let script = self.ctx.root.join("tools/xtask/guest").join(program);
             add(&format!("/tests/{program}"), &script, "0755");
         }
-        for file in files(&self.modules)? {
-            let name = file.strip_prefix(&self.modules).into_diagnostic()?;
+        for file in files(modules)? {
+            let name = file.strip_prefix(modules).into_diagnostic()?;
             add(&format!("/lib/modules/{}", name.display()), &file, "0644");
         }
         if let Some(plan) = plan {
@@ -194,7 +191,17 @@ impl<'a> Vm<'a> {
             fs::write(dir.join("plan"), lines).into_diagnostic()?;
             add("/plan", &dir.join("plan"), "0644");
         }
-        fs::write(dir.join("spec"), with_parents(&spec)).into_diagnostic()?;
+        fs::write(dir.join("spec"), with_parents(&spec)).into_diagnostic()
+    }
+
+    fn initramfs(
+        &self,
+        dir: &Path,
+        variant: &Variant,
+        driver: &str,
+        plan: Option<&[Item]>,
+    ) -> Result<PathBuf> {
+        self.spec(dir, &self.bootable(variant).modules, driver, plan)?;
         let image = dir.join("initramfs");
         let out = File::create(&image).into_diagnostic()?;
         let mut cmd = Command::new(&self.gen_init_cpio);
@@ -209,43 +216,47 @@ impl<'a> Vm<'a> {
         Ok(image)
     }
 
-    fn qemu(&self, initramfs: &Path, options: &str, kvm: bool) -> Command {
+    fn qemu(&self, variant: &Variant, initramfs: &Path, options: &str, kvm: bool) -> Command {
         let mut cmd = Command::new("qemu-system-x86_64");
-        cmd.args([
-            "-machine",
-            "q35,kernel-irqchip=split",
-            "-cpu",
-            if kvm { "host" } else { "max" },
-        ])
-        // With a thread for each processor, TCG loses one's timer once in a thousand sleeps or so:
-        // the boot stalls, or a device reset never ends. In turns is as fast for these tests.
-        .args(["-accel", if kvm { "kvm" } else { "tcg,thread=single" }])
-        .args(["-smp", "2", "-m", "4G", "-nodefaults", "-no-reboot"])
-        .args(["-device", "intel-iommu,intremap=on,aw-bits=48"])
-        .arg("-kernel")
-        .arg(&self.image)
-        .arg("-initrd")
-        .arg(initramfs)
-        .arg("-append")
-        .arg(format!("{COMMAND_LINE} {options}"));
+        let cpu = if kvm { "host" } else { "max" };
+        cmd.args(["-machine", "q35,kernel-irqchip=split", "-cpu"])
+            .arg(format!("{cpu}{}", variant.cpu))
+            // With a thread for each processor, TCG loses one's timer once in a thousand sleeps or so:
+            // the boot stalls, or a device reset never ends. In turns is as fast for these tests.
+            .args(["-accel", if kvm { "kvm" } else { "tcg,thread=single" }])
+            .args(["-smp", "2", "-m", "4G", "-nodefaults", "-no-reboot"])
+            .args(["-device", "intel-iommu,intremap=on,aw-bits=48"])
+            .arg("-kernel")
+            .arg(&self.bootable(variant).image)
+            .arg("-initrd")
+            .arg(initramfs)
+            .arg("-append")
+            .arg(format!("{COMMAND_LINE} {} {options}", variant.options));
         for device in DEVICES {
             cmd.args(device.args);
         }
         cmd
     }
 
-    /// Boots with the devices bound to `driver`, runs the plan to its end and returns what was
-    /// printed.
-    pub fn run(&self, name: &str, driver: &str, plan: &[Item]) -> Result<Finished> {
+    /// Boots a machine, runs its plan to the end and returns what was printed. `options` come on
+    /// the kernel's command line, and those that it does not know in the programs' environment.
+    pub fn run(&self, machine: &Machine, options: &str) -> Result<Finished> {
+        let Machine {
+            name,
+            variant,
+            driver,
+            items,
+        } = machine;
         let dir = cache::fresh(&self.ctx.cache.path("vm").join(name))?;
-        let initramfs = self.initramfs(&dir, driver, Some(plan))?;
-        let options = match plan.iter().any(|item| item.program == KMEMLEAK) {
-            true => "kmemleak=on",
+        let initramfs = self.initramfs(&dir, variant, driver, Some(items))?;
+        let kmemleak = match items.iter().any(|item| item.program == KMEMLEAK) {
+            true => " kmemleak=on",
             false => "",
         };
-        let mut machine = self.boot(name, &dir, &initramfs, options)?;
-        let mut bar = self.ctx.ui.bar(name, plan.len() as u64);
-        for (index, item) in plan.iter().enumerate() {
+        let qemu = |kvm| self.qemu(variant, &initramfs, &format!("{options}{kmemleak}"), kvm);
+        let mut machine = self.boot(name, &dir, BOOT_LIMIT * variant.slow, &qemu)?;
+        let mut bar = self.ctx.ui.bar(name, items.len() as u64);
+        for (index, item) in items.iter().enumerate() {
             let label = item.label();
             match machine.wait(item.limit + GRACE, &|line| {
                 line.starts_with(&format!("xtask: end {label} "))
@@ -272,10 +283,15 @@ impl<'a> Vm<'a> {
 
     /// Starts the machine and waits for its first program: with KVM where that works, else with
     /// emulation, twice if need be.
-    fn boot(&self, name: &str, dir: &Path, initramfs: &Path, options: &str) -> Result<Machine> {
+    fn boot(
+        &self,
+        name: &str,
+        dir: &Path,
+        limit: Duration,
+        qemu: &dyn Fn(bool) -> Command,
+    ) -> Result<Running> {
         if Path::new("/dev/kvm").exists() {
-            let mut machine =
-                Machine::start(self.ctx, name, self.qemu(initramfs, options, true), dir)?;
+            let mut machine = Running::start(self.ctx, name, qemu(true), dir)?;
             match machine.ready(KVM_LIMIT)? {
                 Ready::Yes => return Ok(machine),
                 _ => self.ctx.ui.step(format!(
@@ -287,20 +303,19 @@ impl<'a> Vm<'a> {
         // panics at once.
         let mut again = false;
         loop {
-            let mut machine =
-                Machine::start(self.ctx, name, self.qemu(initramfs, options, false), dir)?;
-            let limit = BOOT_LIMIT.as_secs();
-            match machine.ready(BOOT_LIMIT)? {
+            let mut machine = Running::start(self.ctx, name, qemu(false), dir)?;
+            let seconds = limit.as_secs();
+            match machine.ready(limit)? {
                 Ready::Yes => return Ok(machine),
                 Ready::Ended(status) if again => {
                     return Err(machine.failure(&format!("ended at once ({status})"))?);
                 }
                 Ready::Late if again => {
-                    return Err(machine.failure(&format!("did not boot in {limit} s"))?);
+                    return Err(machine.failure(&format!("did not boot in {seconds} s"))?);
                 }
                 Ready::Ended(_) | Ready::Late => {
                     self.ctx.ui.step(format!(
-                        "{name}: the boot ended at once or stalled for {limit} s: trying once more"
+                        "{name}: the boot ended at once or stalled for {seconds} s: trying once more"
                     ));
                     again = true;
                 }
@@ -311,8 +326,8 @@ impl<'a> Vm<'a> {
     /// A shell in the machine, on this terminal.
     pub fn shell(&self) -> Result<()> {
         let dir = cache::fresh(&self.ctx.cache.path("vm/shell"))?;
-        let initramfs = self.initramfs(&dir, DRIVERS[0], None)?;
-        let mut cmd = self.qemu(&initramfs, "", false);
+        let initramfs = self.initramfs(&dir, &PLAIN, DRIVERS[0], None)?;
+        let mut cmd = self.qemu(&PLAIN, &initramfs, "", false);
         cmd.args(["-nographic", "-serial", "mon:stdio"]);
         self.ctx
             .ui
@@ -378,7 +393,7 @@ enum Ready {
 }
 
 /// A running QEMU and the files that its serial ports write.
-struct Machine {
+struct Running {
     name: String,
     qemu: Child,
     /// Where QEMU takes the commands of its machine protocol.
@@ -391,8 +406,8 @@ struct Machine {
     messages: PathBuf,
 }
 
-impl Machine {
-    fn start(ctx: &Ctx, name: &str, mut cmd: Command, dir: &Path) -> Result<Machine> {
+impl Running {
+    fn start(ctx: &Ctx, name: &str, mut cmd: Command, dir: &Path) -> Result<Running> {
         let console = ctx.cache.log(&format!("vm-{name}-console"));
         let results = dir.join("results");
         for file in [&console, &results] {
@@ -413,7 +428,7 @@ impl Machine {
             .into_diagnostic()
             .wrap_err("cannot run qemu-system-x86_64")?;
         let monitor = qemu.stdin.take().expect("stdin is piped");
-        let mut machine = Machine {
+        let mut machine = Running {
             name: name.to_owned(),
             qemu,
             monitor,
@@ -495,7 +510,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Running {
     fn drop(&mut self) {
         // An error on the way out must not leave a machine behind; it may have ended already.
         self.qemu.kill().ok();
@@ -540,18 +555,6 @@ mod tests {
         let spec = "file /bin/busybox /x 0755 0 0\nfile /lib/modules/1/a.ko /y 0644 0 0\nfile /init /z 0755 0 0\n";
         let dirs = "dir /bin 0755 0 0\ndir /lib 0755 0 0\ndir /lib/modules 0755 0 0\ndir /lib/modules/1 0755 0 0\n";
         assert_eq!(with_parents(spec), format!("{dirs}{spec}"));
-    }
-
-    #[test]
-    fn labels_name_the_driver_that_is_measured() {
-        let item = |driver| Item {
-            driver,
-            device: "igb",
-            program: "a".to_owned(),
-            limit: Duration::ZERO,
-        };
-        assert_eq!(item(DRIVERS[0]).label(), "igb/a");
-        assert_eq!(item("other").label(), "other/igb/a");
     }
 
     #[test]
