@@ -13,16 +13,47 @@ use crate::{ktap, run, vm};
 pub struct Leg {
     pub name: &'static str,
     arch: &'static str,
+    suites: Suites,
     args: &'static [&'static str],
     /// About how many lines a build of everything prints, for the first bar.
     lines: u64,
 }
+
+/// What is built and run.
+#[derive(PartialEq, Eq)]
+enum Suites {
+    /// All that there is for VFIO, as anybody runs it.
+    All,
+    /// Those in C, in a kernel with little else.
+    C,
+}
+
+impl Leg {
+    /// Whether it takes an emulator that nothing else here does.
+    pub fn foreign(&self) -> bool {
+        self.suites == Suites::C
+    }
+
+    /// A leg for one more architecture, with the large leaves of it.
+    const fn c(name: &'static str, arch: &'static str, args: &'static [&'static str]) -> Leg {
+        Leg {
+            name,
+            arch,
+            suites: Suites::C,
+            args,
+            lines: 1500,
+        }
+    }
+}
+
+const THP: &[&str] = &["--kconfig_add=CONFIG_TRANSPARENT_HUGEPAGE=y"];
 
 pub const LEGS: &[Leg] = &[
     // A program like any other, whose suites end within a second.
     Leg {
         name: "kunit-um",
         arch: "um",
+        suites: Suites::All,
         args: &[],
         lines: 6700,
     },
@@ -31,6 +62,7 @@ pub const LEGS: &[Leg] = &[
     Leg {
         name: "kunit-x86_64",
         arch: "x86_64",
+        suites: Suites::All,
         args: &[
             "--qemu_args=-cpu max",
             "--kconfig_add=CONFIG_DEBUG_KERNEL=y",
@@ -42,6 +74,11 @@ pub const LEGS: &[Leg] = &[
         ],
         lines: 1500,
     },
+    // 32 bits; other leaves, address spaces and ways to place mappings.
+    Leg::c("kunit-i386", "i386", &[]),
+    Leg::c("kunit-arm64", "arm64", THP),
+    Leg::c("kunit-s390", "s390", THP),
+    Leg::c("kunit-riscv64", "riscv", THP),
 ];
 
 /// Builds and runs the suites, and reports case by case.
@@ -92,8 +129,15 @@ fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, out: &Path) -> Result<()> {
     } = kernel;
     let command = |command: &str| {
         let mut cmd = toolchain.kunit(tree, out, command);
+        let config = match leg.suites {
+            Suites::All => "drivers/vfio".to_owned(),
+            Suites::C => {
+                let file = ctx.root.join("tools/xtask/configs/kunit-c.config");
+                file.to_string_lossy().into_owned()
+            }
+        };
         cmd.arg(format!("--arch={}", leg.arch))
-            .arg("--kunitconfig=drivers/vfio")
+            .arg(format!("--kunitconfig={config}"))
             .args(leg.args);
         cmd
     };

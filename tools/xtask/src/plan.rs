@@ -10,6 +10,12 @@ use crate::vm;
 /// The drivers that the devices are bound to, the one that others are measured by first.
 pub const DRIVERS: &[&str] = &["vfio-pci", "rust_vfio_pci"];
 
+/// The module of the driver in Rust, and that of the one in C which does the same.
+pub const MODULES: [&str; 2] = [
+    "samples/rust/rust_vfio_pci.ko",
+    "drivers/vfio/pci/vfio-pci.ko",
+];
+
 /// The one selftest that drives a device, and is written for this one.
 const DRIVER_TEST: &str = "vfio_pci_driver_test";
 /// The one that takes devices from their driver and gives them back.

@@ -167,6 +167,7 @@ fn builds(ctx: &Ctx, all: &Assembled, select: &Selection<'_>, report: &mut Repor
             build || !compile.is_empty() || !legs.is_empty(),
         ),
         (Purpose::Kunit, !legs.is_empty()),
+        (Purpose::Foreign, legs.iter().any(|leg| leg.foreign())),
         (Purpose::Vm, build),
         (
             Purpose::Cross,

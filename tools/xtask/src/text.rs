@@ -6,13 +6,9 @@ use std::process::Command;
 use miette::{Result, miette};
 
 use crate::kernel::{Kernel, VM};
+use crate::plan::MODULES;
 use crate::run;
 
-/// The driver that is compared, and what with.
-const MODULES: [&str; 2] = [
-    "samples/rust/rust_vfio_pci.ko",
-    "drivers/vfio/pci/vfio-pci.ko",
-];
 /// How many per cent of the other one's size it may have.
 const LIMIT: u64 = 130;
 

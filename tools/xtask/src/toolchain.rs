@@ -21,6 +21,12 @@ const LLVM_NEWEST: u32 = 25;
 const BINDGEN: &str = "0.73.2";
 /// The emulated igb came with QEMU 8; the release before trixie has it in its backports only.
 const QEMU: &str = "qemu-system-x86_64";
+/// What emulates other architectures, and its packages.
+const FOREIGN: [(&str, &str); 3] = [
+    ("qemu-system-aarch64", "qemu-system-arm"),
+    ("qemu-system-riscv64", "qemu-system-riscv"),
+    ("qemu-system-s390x", "qemu-system-s390x"),
+];
 const OLD_RELEASE: &str = "bookworm";
 
 /// A part of the toolchain: how to tell that it is there, and the packages that bring it.
@@ -131,6 +137,8 @@ pub enum Purpose {
     Build,
     Vm,
     Kunit,
+    /// KUnit on other architectures
+    Foreign,
     Cross,
 }
 
@@ -145,27 +153,34 @@ pub struct Toolchain {
 /// Installs the packages that `purposes` need and that are not there.
 pub fn packages(ctx: &Ctx, purposes: &[Purpose]) -> Result<()> {
     let (needs, qemu) = missing(purposes);
-    announce(ctx, &needs, qemu, false, false)?;
-    install_packages(ctx, &needs, qemu)
+    announce(ctx, &needs, &qemu, false, false)?;
+    install_packages(ctx, &needs, &qemu)
 }
 
-/// What is not there, and whether QEMU is part of it.
-fn missing(purposes: &[Purpose]) -> (Vec<&'static Need>, bool) {
+/// What is not there, and the packages of QEMU among it.
+fn missing(purposes: &[Purpose]) -> (Vec<&'static Need>, Vec<&'static str>) {
     let needs = purposes.iter().flat_map(|purpose| match purpose {
         Purpose::Series => SERIES,
         Purpose::B4 => B4,
         Purpose::Build => BUILD,
         Purpose::Vm => VM,
-        Purpose::Kunit => KUNIT,
+        Purpose::Kunit | Purpose::Foreign => KUNIT,
         Purpose::Cross => CROSS,
     });
     let boots = |purpose| matches!(purpose, &Purpose::Vm | &Purpose::Kunit);
-    let qemu = purposes.iter().any(boots) && !qemu_has_igb();
+    let mut qemu = Vec::new();
+    if purposes.iter().any(boots) && !qemu_has_igb() {
+        qemu.push("qemu-system-x86");
+    }
+    if purposes.contains(&Purpose::Foreign) {
+        let missing = FOREIGN.iter().filter(|(program, _)| !run::exists(program));
+        qemu.extend(missing.map(|(_, package)| package));
+    }
     (needs.filter(|need| !(need.there)()).collect(), qemu)
 }
 
-fn install_packages(ctx: &Ctx, needs: &[&Need], qemu: bool) -> Result<()> {
-    if needs.is_empty() && !qemu {
+fn install_packages(ctx: &Ctx, needs: &[&Need], qemu: &[&str]) -> Result<()> {
+    if needs.is_empty() && qemu.is_empty() {
         return Ok(());
     }
     let backports =
@@ -187,9 +202,9 @@ fn install_packages(ctx: &Ctx, needs: &[&Need], qemu: bool) -> Result<()> {
             need.packages.join(" ")
         ));
     }
-    if qemu {
-        ctx.ui.step("installing QEMU");
-        apt.install(ctx, &["qemu-system-x86"], backports(&codename()).as_deref())?;
+    if !qemu.is_empty() {
+        ctx.ui.step(format!("installing {}", qemu.join(" ")));
+        apt.install(ctx, qemu, backports(&codename()).as_deref())?;
         if !qemu_has_igb() {
             return Err(miette!(
                 "the QEMU of this system's packages has no igb device: install QEMU 8 or newer"
@@ -205,8 +220,14 @@ impl Toolchain {
         let (needs, qemu) = missing(purposes);
         let bindgen = bindgen(ctx);
         let rust_lib_src = rust_lib_src(ctx)?;
-        announce(ctx, &needs, qemu, bindgen.is_none(), rust_lib_src.is_none())?;
-        install_packages(ctx, &needs, qemu)?;
+        announce(
+            ctx,
+            &needs,
+            &qemu,
+            bindgen.is_none(),
+            rust_lib_src.is_none(),
+        )?;
+        install_packages(ctx, &needs, &qemu)?;
         let bindgen = match bindgen {
             Some(path) => path,
             None => install_bindgen(ctx)?,
@@ -297,13 +318,19 @@ impl Toolchain {
 }
 
 /// Names what will be installed, or stops there when nothing may be.
-fn announce(ctx: &Ctx, missing: &[&Need], qemu: bool, bindgen: bool, rust_src: bool) -> Result<()> {
+fn announce(
+    ctx: &Ctx,
+    missing: &[&Need],
+    qemu: &[&str],
+    bindgen: bool,
+    rust_src: bool,
+) -> Result<()> {
     let mut list: Vec<String> = missing
         .iter()
         .map(|need| format!("{} (packages {})", need.what, need.packages.join(" ")))
         .collect();
-    if qemu {
-        list.push("QEMU 8 or newer (package qemu-system-x86)".to_owned());
+    if !qemu.is_empty() {
+        list.push(format!("QEMU 8 or newer (packages {})", qemu.join(" ")));
     }
     if bindgen {
         list.push(format!("bindgen (cargo install bindgen-cli {BINDGEN})"));
