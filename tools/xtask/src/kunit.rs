@@ -1,7 +1,8 @@
-//! KUnit as the kernel's own tool runs it: `kunit.py run --kunitconfig=drivers/vfio`.
+//! KUnit as the kernel's own tool runs it: `kunit.py run --kunitconfig=drivers/vfio`, in steps.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
 use miette::{IntoDiagnostic, Result};
 
@@ -16,6 +17,12 @@ pub struct Leg {
     args: &'static [&'static str],
     /// About how many lines a build of everything prints, for the first bar.
     lines: u64,
+}
+
+impl Leg {
+    fn out(&self, kernel: &Kernel<'_>) -> PathBuf {
+        kernel.objects.join(format!("obj-{}", self.name))
+    }
 }
 
 pub const LEGS: &[Leg] = &[
@@ -46,13 +53,34 @@ pub const LEGS: &[Leg] = &[
 
 /// Builds and runs the suites, and reports case by case.
 pub fn run(kernel: &Kernel<'_>, leg: &Leg, report: &mut Report) -> Result<()> {
-    let out = kernel.objects.join(format!("obj-{}", leg.name));
+    let built = build(kernel, leg);
+    if report.check("kunit", leg.name, built).is_none() {
+        return Ok(());
+    }
+    exec(kernel, leg, None, report)
+}
+
+/// Runs what is built, or the suites of it whose names match.
+pub fn exec(
+    kernel: &Kernel<'_>,
+    leg: &Leg,
+    suites: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
     // The kernel's log, as kunit.py leaves it there.
-    let log = out.join("test.log");
+    let log = leg.out(kernel).join("test.log");
     if log.exists() {
         fs::remove_file(&log).into_diagnostic()?;
     }
-    report.check("kunit", leg.name, kunit_py(kernel, leg, &out));
+    let mut exec = kunit_py(kernel, leg, "exec");
+    exec.args(suites);
+    // kunit.py has QEMU use KVM wherever there is a /dev/kvm; the QEMU in there does not.
+    let mut path = kernel.ctx.root.join("tools/xtask/host").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    exec.env("PATH", path);
+    let ran = run::logged(kernel.ctx, leg.name, leg.name, 0, exec);
+    report.check("kunit", &format!("{} run", leg.name), ran);
     // Without a log no kernel was run, and the line above has said why.
     let Ok(log) = fs::read(&log) else {
         return Ok(());
@@ -82,34 +110,30 @@ pub fn run(kernel: &Kernel<'_>, leg: &Leg, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// `kunit.py run` in two steps, since it tells nobody how far its build is.
-fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, out: &Path) -> Result<()> {
-    let Kernel {
-        ctx,
-        toolchain,
-        tree,
-        ..
-    } = kernel;
-    let command = |command: &str| {
-        let mut cmd = toolchain.kunit(tree, out, command);
-        cmd.arg(format!("--arch={}", leg.arch))
-            .arg("--kunitconfig=drivers/vfio")
-            .args(leg.args);
-        cmd
-    };
+/// `kunit.py build`, whose build tells nobody how far it is, by hand.
+pub fn build(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
     // kunit.py makes the last directory only.
-    fs::create_dir_all(out).into_diagnostic()?;
-    run::logged(ctx, leg.name, leg.name, 0, command("config"))?;
-    let mut make = toolchain.make(tree, out, leg.arch);
+    fs::create_dir_all(leg.out(kernel)).into_diagnostic()?;
+    let config = kunit_py(kernel, leg, "config");
+    run::logged(kernel.ctx, leg.name, leg.name, 0, config)?;
+    make(kernel, leg)
+}
+
+/// Builds what is configured.
+pub fn make(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
+    let out = leg.out(kernel);
+    let mut make = kernel.toolchain.make(kernel.tree, &out, leg.arch);
     make.arg("all");
     let build = format!("build-{}", leg.name);
-    run::logged(ctx, &build, &format!("build {}", leg.name), leg.lines, make)?;
-    let mut run = command("run");
-    run.arg(format!("--jobs={}", toolchain.jobs));
-    // kunit.py has QEMU use KVM wherever there is a /dev/kvm; the QEMU in there does not.
-    let mut path = ctx.root.join("tools/xtask/host").into_os_string();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
-    run.env("PATH", path);
-    run::logged(ctx, leg.name, leg.name, 0, run)
+    let label = format!("build {}", leg.name);
+    run::logged(kernel.ctx, &build, &label, leg.lines, make)
+}
+
+fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, command: &str) -> Command {
+    let out = leg.out(kernel);
+    let mut cmd = kernel.toolchain.kunit(kernel.tree, &out, command);
+    cmd.arg(format!("--arch={}", leg.arch))
+        .arg("--kunitconfig=drivers/vfio")
+        .args(leg.args);
+    cmd
 }

@@ -137,7 +137,7 @@ fn kernel_stages(
         && let Some(said) = report.check(
             "thp",
             "THP places mappings as before",
-            thp::compare(ctx, &all),
+            thp::compare(ctx, &all).and_then(|said| said.map_err(|said| miette!("{said}"))),
         )
     {
         report.note(format!("thp: {said}"));
@@ -331,6 +331,11 @@ fn selected(select: &Selection<'_>, programs: &[String]) -> Vec<Item> {
     let mut items = plan::items(programs);
     items.retain(|item| select.test("vm", &item.label()));
     items
+}
+
+/// One test in the virtual machine, as the summary names it.
+pub fn one(vm: &Vm<'_>, label: &str, report: &mut Report) -> Result<()> {
+    machines(vm, &Selection(Some(label)), report)
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {

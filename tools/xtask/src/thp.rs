@@ -25,22 +25,16 @@ const AFTER: Parts = &[
     ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
 ];
 
-/// Returns what the program says of the comparison.
-pub fn compare(ctx: &Ctx, all: &Assembled) -> Result<String> {
+/// Compiles the program and returns what it says of the comparison; an Err of it if they differ.
+pub fn compare(ctx: &Ctx, all: &Assembled) -> Result<std::result::Result<String, String>> {
     let dir = cache::fresh(&ctx.cache.path("thp"))?;
-    for (name, commit, parts) in [
-        ("old.h", all.base.commit.as_str(), BEFORE),
-        ("new.h", all.tip(), AFTER),
-    ] {
-        let mut code = String::new();
-        for (path, function) in parts {
-            let source = all.base.repo.blob(commit, path)?;
-            let source = String::from_utf8_lossy(&source);
-            code += definition(&source, function)
-                .ok_or_else(|| miette!("{path} of {commit} does not define {function}()"))?;
-        }
-        fs::write(dir.join(name), code).into_diagnostic()?;
-    }
+    let before = |path: &str| {
+        let source = all.base.repo.blob(&all.base.commit, path)?;
+        Ok(String::from_utf8_lossy(&source).into_owned())
+    };
+    let after = |path: &str| fs::read_to_string(all.tree.dir.join(path)).into_diagnostic();
+    fs::write(dir.join("old.h"), cut(BEFORE, &before)?).into_diagnostic()?;
+    fs::write(dir.join("new.h"), cut(AFTER, &after)?).into_diagnostic()?;
     fs::write(dir.join("equivalence.c"), PROGRAM).into_diagnostic()?;
     let program = dir.join("equivalence");
     run::output(
@@ -54,10 +48,20 @@ pub fn compare(ctx: &Ctx, all: &Assembled) -> Result<String> {
         .output()
         .into_diagnostic()?;
     let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-    if !out.status.success() {
-        return Err(miette!("{said}"));
+    Ok(match out.status.success() {
+        true => Ok(said),
+        false => Err(said),
+    })
+}
+
+/// The functions, out of what `source` has for their files.
+fn cut(parts: Parts, source: &dyn Fn(&str) -> Result<String>) -> Result<String> {
+    let mut code = String::new();
+    for (path, function) in parts {
+        code += definition(&source(path)?, function)
+            .ok_or_else(|| miette!("{path} does not define {function}()"))?;
     }
-    Ok(said)
+    Ok(code)
 }
 
 /// The definition of a function, in kernel style: it starts and ends in the first column.
