@@ -14,8 +14,8 @@
 //!
 //! as in a hunk of a patch. An empty line ends a block, `#` in the first column begins a comment.
 //! The lines that are there must be in the file exactly once, or the entry is stale. The suites are
-//! a leg of the stage kunit with the suites to run of it, `thp`, `compile-fail` with the program that
-//! is to be compiled, and `vm` with a test as the summary names it.
+//! a leg of the stage kunit with the suites to run of it, the stages `thp`, `regions` and
+//! `compile-fail`, and `vm` with a test as the summary names it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,7 @@ const LISTS: &str = "tools/xtask/mutations";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Suite {
     Thp,
+    Regions,
     Kunit(&'static str),
     CompileFail,
     Vm,
@@ -72,6 +73,7 @@ impl Mutation {
     fn shown(&self) -> String {
         let suite = match self.suite {
             Suite::Thp => "thp",
+            Suite::Regions => "regions",
             Suite::Kunit(leg) => leg,
             Suite::CompileFail => "compile-fail",
             Suite::Vm => "vm",
@@ -213,7 +215,7 @@ fn judge(verdict: Result<Verdict>) -> (Outcome, String) {
 /// Configures what the suite of a bug needs, once for all bugs.
 fn configured(kernel: &Kernel<'_>, mutation: &Mutation) -> Result<()> {
     match mutation.suite {
-        Suite::Thp | Suite::Vm => Ok(()),
+        Suite::Thp | Suite::Regions | Suite::Vm => Ok(()),
         Suite::Kunit(name) => kunit::build(kernel, leg(name)?),
         Suite::CompileFail => kernel.configure(&VM),
     }
@@ -223,13 +225,8 @@ fn configured(kernel: &Kernel<'_>, mutation: &Mutation) -> Result<()> {
 fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verdict> {
     let mut report = Report::default();
     match mutation.suite {
-        Suite::Thp => {
-            return Ok(match thp::compare(kernel.ctx, all) {
-                Ok(Ok(_)) => Verdict::Passed(1),
-                Ok(Err(difference)) => Verdict::Failed(difference),
-                Err(error) => Verdict::Unbuilt(last_error(&error)),
-            });
-        }
+        Suite::Thp => return Ok(said(thp::equivalence(kernel.ctx, all))),
+        Suite::Regions => return Ok(said(thp::regions(kernel.ctx, all))),
         Suite::Kunit(name) => {
             let leg = leg(name)?;
             if let Err(error) = kunit::make(kernel, leg) {
@@ -261,6 +258,15 @@ fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verd
         Some(case) => Verdict::Failed(case.to_owned()),
         None => Verdict::Passed(report.passed()),
     })
+}
+
+/// What a program of code that was cut out says.
+fn said(said: Result<thp::Said>) -> Verdict {
+    match said {
+        Ok(Ok(_)) => Verdict::Passed(1),
+        Ok(Err(wrong)) => Verdict::Failed(wrong),
+        Err(error) => Verdict::Unbuilt(last_error(&error)),
+    }
 }
 
 /// The line of a failed build that names the error.
@@ -315,6 +321,7 @@ fn mutation(block: &[&str]) -> Result<Mutation> {
     let (suite, part) = suite.split_once(' ').unwrap_or((suite, ""));
     let suite = match suite {
         "thp" => Suite::Thp,
+        "regions" => Suite::Regions,
         "compile-fail" => Suite::CompileFail,
         "vm" => Suite::Vm,
         name => Suite::Kunit(leg(name)?.name),
