@@ -820,8 +820,8 @@ static void machine_test(struct kunit *test)
 /* A new address space, all of it taken */
 static int space_init(struct kunit *test, bool topdown)
 {
+	unsigned long base, step;
 	struct mm_struct *mm;
-	unsigned long step;
 	struct space *s;
 	int ret;
 
@@ -844,10 +844,14 @@ static int space_init(struct kunit *test, bool topdown)
 	s->top = arch_get_mmap_end(0, PAGE_SIZE, 0) & PAGE_MASK;
 #endif
 
+	base = PAGE_ALIGN(s->top / 4 * 3);
+	if (base < zone(s) || base - zone(s) < ZONE_SIZE)
+		kunit_skip(test, "the address space is too small");
+
 	/* x86 has a base for each direction, all others have one. */
 	mm->mmap_legacy_base = s->bottom;
 	if (topdown) {
-		mm->mmap_base = PAGE_ALIGN(s->top / 4 * 3);
+		mm->mmap_base = base;
 		mm_flags_set(MMF_TOPDOWN, mm);
 	} else {
 		mm->mmap_base = s->bottom;
@@ -856,12 +860,12 @@ static int space_init(struct kunit *test, bool topdown)
 
 	/* In pieces that do not exceed the default window. */
 	for (unsigned long addr = s->first; addr != s->last; addr += step) {
-		unsigned long ret;
+		unsigned long got;
 
 		step = min(s->last - addr, s->top / 2 & PAGE_MASK);
-		ret = take(addr, step);
-		if (ret != addr) {
-			kunit_err(test, "%#lx of %#lx bytes: %ld", addr, step, (long)ret);
+		got = take(addr, step);
+		if (got != addr) {
+			kunit_err(test, "%#lx of %#lx bytes: %ld", addr, step, (long)got);
 			return -ENOMEM;
 		}
 	}

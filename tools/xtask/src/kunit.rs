@@ -1,7 +1,8 @@
-//! KUnit as the kernel's own tool runs it: `kunit.py run --kunitconfig=drivers/vfio`.
+//! KUnit as the kernel's own tool runs it: `kunit.py run --kunitconfig=drivers/vfio`, in steps.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
 use miette::{IntoDiagnostic, Result};
 
@@ -29,6 +30,10 @@ enum Suites {
 }
 
 impl Leg {
+    fn out(&self, kernel: &Kernel<'_>) -> PathBuf {
+        kernel.objects.join(format!("obj-{}", self.name))
+    }
+
     /// Whether it takes an emulator that nothing else here does.
     pub fn foreign(&self) -> bool {
         self.suites == Suites::C
@@ -83,13 +88,34 @@ pub const LEGS: &[Leg] = &[
 
 /// Builds and runs the suites, and reports case by case.
 pub fn run(kernel: &Kernel<'_>, leg: &Leg, report: &mut Report) -> Result<()> {
-    let out = kernel.objects.join(format!("obj-{}", leg.name));
+    let built = build(kernel, leg);
+    if report.check("kunit", leg.name, built).is_none() {
+        return Ok(());
+    }
+    exec(kernel, leg, None, report)
+}
+
+/// Runs what is built, or the suites of it whose names match.
+pub fn exec(
+    kernel: &Kernel<'_>,
+    leg: &Leg,
+    suites: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
     // The kernel's log, as kunit.py leaves it there.
-    let log = out.join("test.log");
+    let log = leg.out(kernel).join("test.log");
     if log.exists() {
         fs::remove_file(&log).into_diagnostic()?;
     }
-    report.check("kunit", leg.name, kunit_py(kernel, leg, &out));
+    let mut exec = kunit_py(kernel, leg, "exec");
+    exec.args(suites);
+    // kunit.py has QEMU use KVM wherever there is a /dev/kvm; the QEMU in there does not.
+    let mut path = kernel.ctx.root.join("tools/xtask/host").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    exec.env("PATH", path);
+    let ran = run::logged(kernel.ctx, leg.name, leg.name, 0, exec);
+    report.check("kunit", &format!("{} run", leg.name), ran);
     // Without a log no kernel was run, and the line above has said why.
     let Ok(log) = fs::read(&log) else {
         return Ok(());
@@ -119,41 +145,37 @@ pub fn run(kernel: &Kernel<'_>, leg: &Leg, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// `kunit.py run` in two steps, since it tells nobody how far its build is.
-fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, out: &Path) -> Result<()> {
-    let Kernel {
-        ctx,
-        toolchain,
-        tree,
-        ..
-    } = kernel;
-    let command = |command: &str| {
-        let mut cmd = toolchain.kunit(tree, out, command);
-        let config = match leg.suites {
-            Suites::All => "drivers/vfio".to_owned(),
-            Suites::C => {
-                let file = ctx.root.join("tools/xtask/configs/kunit-c.config");
-                file.to_string_lossy().into_owned()
-            }
-        };
-        cmd.arg(format!("--arch={}", leg.arch))
-            .arg(format!("--kunitconfig={config}"))
-            .args(leg.args);
-        cmd
-    };
+/// `kunit.py build`, whose build tells nobody how far it is, by hand.
+pub fn build(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
     // kunit.py makes the last directory only.
-    fs::create_dir_all(out).into_diagnostic()?;
-    run::logged(ctx, leg.name, leg.name, 0, command("config"))?;
-    let mut make = toolchain.make(tree, out, leg.arch);
+    fs::create_dir_all(leg.out(kernel)).into_diagnostic()?;
+    let config = kunit_py(kernel, leg, "config");
+    run::logged(kernel.ctx, leg.name, leg.name, 0, config)?;
+    make(kernel, leg)
+}
+
+/// Builds what is configured.
+pub fn make(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
+    let out = leg.out(kernel);
+    let mut make = kernel.toolchain.make(kernel.tree, &out, leg.arch);
     make.arg("all");
     let build = format!("build-{}", leg.name);
-    run::logged(ctx, &build, &format!("build {}", leg.name), leg.lines, make)?;
-    let mut run = command("run");
-    run.arg(format!("--jobs={}", toolchain.jobs));
-    // kunit.py has QEMU use KVM wherever there is a /dev/kvm; the QEMU in there does not.
-    let mut path = ctx.root.join("tools/xtask/host").into_os_string();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
-    run.env("PATH", path);
-    run::logged(ctx, leg.name, leg.name, 0, run)
+    let label = format!("build {}", leg.name);
+    run::logged(kernel.ctx, &build, &label, leg.lines, make)
+}
+
+fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, command: &str) -> Command {
+    let config = match leg.suites {
+        Suites::All => "drivers/vfio".to_owned(),
+        Suites::C => {
+            let file = kernel.ctx.root.join("tools/xtask/configs/kunit-c.config");
+            file.to_string_lossy().into_owned()
+        }
+    };
+    let out = leg.out(kernel);
+    let mut cmd = kernel.toolchain.kunit(kernel.tree, &out, command);
+    cmd.arg(format!("--arch={}", leg.arch))
+        .arg(format!("--kunitconfig={config}"))
+        .args(leg.args);
+    cmd
 }

@@ -15,6 +15,7 @@ mod ktap;
 mod kunit;
 mod maintainers;
 mod modlines;
+mod mutate;
 mod parity;
 mod plan;
 mod report;
@@ -88,6 +89,10 @@ enum Cmd {
         /// Build what each commit touches instead, one commit after the other
         #[arg(long)]
         each: bool,
+        /// Plant bugs instead, one after the other, that the tests have to notice; all of them, or
+        /// those that --only has in their name, file or suite
+        #[arg(long, conflicts_with = "each")]
+        mutate: bool,
     },
     /// Measure the base and the series side by side in the virtual machine
     Bench {
@@ -180,6 +185,12 @@ fn dispatch(cli: Cli) -> Result<()> {
         Cmd::Test {
             base, each: true, ..
         } => test::each(&ctx, base.base.as_deref()),
+        Cmd::Test {
+            base,
+            only,
+            mutate: true,
+            ..
+        } => mutate::mutate(&ctx, base.base.as_deref(), only.as_deref()),
         Cmd::Test { base, only, .. } => test::test(&ctx, base.base.as_deref(), only.as_deref()),
         Cmd::Bench { base } => bench::bench(&ctx, base.base.as_deref()),
         Cmd::Boot { base } => {

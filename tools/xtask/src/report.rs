@@ -74,6 +74,19 @@ impl Report {
         self.count(None).1
     }
 
+    pub fn passed(&self) -> usize {
+        self.count(None).0
+    }
+
+    /// The name of the first case that failed.
+    pub fn first_failed(&self) -> Option<&str> {
+        let failed = |case: &&Case| matches!(case.outcome, Outcome::Failed(_));
+        self.cases
+            .iter()
+            .find(failed)
+            .map(|case| case.name.as_str())
+    }
+
     /// Passed, failed and skipped cases of a group, or of all.
     fn count(&self, of: Option<(&str, &str)>) -> (usize, usize, usize) {
         let mut counts = (0, 0, 0);

@@ -19,11 +19,12 @@ use crate::{
 };
 
 /// The stages in their order.
-const STAGES: [&str; 9] = [
+const STAGES: [&str; 10] = [
     "unit",
     "overlay",
     "series",
     "thp",
+    "regions",
     "build",
     "compile-fail",
     "compile",
@@ -133,14 +134,25 @@ fn kernel_stages(
     if select.stage("series") {
         series(ctx, &all, report)?;
     }
-    if select.stage("thp")
-        && let Some(said) = report.check(
+    for (stage, name, program) in [
+        (
             "thp",
             "THP places mappings as before",
-            thp::compare(ctx, &all),
-        )
-    {
-        report.note(format!("thp: {said}"));
+            thp::equivalence as fn(&Ctx, &Assembled) -> Result<thp::Said>,
+        ),
+        (
+            "regions",
+            "drivers state what is in their regions",
+            thp::regions,
+        ),
+    ] {
+        if !select.stage(stage) {
+            continue;
+        }
+        let said = program(ctx, &all).and_then(|said| said.map_err(|wrong| miette!("{wrong}")));
+        if let Some(said) = report.check(stage, name, said) {
+            report.note(format!("{stage}: {said}"));
+        }
     }
     select.must_match(&all)?;
     builds(ctx, &all, select, report)
@@ -332,6 +344,11 @@ fn selected(select: &Selection<'_>, programs: &[String]) -> Vec<Item> {
     let mut items = plan::items(programs);
     items.retain(|item| select.test("vm", &item.label()));
     items
+}
+
+/// One test in the virtual machine, as the summary names it.
+pub fn one(vm: &Vm<'_>, label: &str, report: &mut Report) -> Result<()> {
+    machines(vm, &Selection(Some(label)), report)
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {

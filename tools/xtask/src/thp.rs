@@ -1,14 +1,20 @@
-//! The claim of the first patch, that THP places mappings as before, checked by running the code
-//! from before and after it side by side; see thp/equivalence.c.
+//! Code of the kernel, cut out of it and run with stubs in place of the rest: what has to hold for
+//! all arguments, or without the hardware.
+//!
+//! The claim of the first patch of the placement, that THP places mappings as before, is checked by
+//! running the code from before and after it side by side, see thp/equivalence.c. What vfio-pci and
+//! nvgrace-gpu state of a mapping is checked for devices of any kind, see thp/regions.c.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, miette};
 
 use crate::{Assembled, Ctx, cache, run};
 
-const PROGRAM: &str = include_str!("../thp/equivalence.c");
+const EQUIVALENCE: &str = include_str!("../thp/equivalence.c");
+const REGIONS: &str = include_str!("../thp/regions.c");
 /// Tried in about two seconds.
 const MAPPINGS: &str = "10000000";
 
@@ -24,40 +30,74 @@ const AFTER: Parts = &[
     ("mm/mmap.c", "mm_get_unmapped_area_exact_order"),
     ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
 ];
+const STATED: Parts = &[
+    (
+        "drivers/vfio/pci/vfio_pci_core.c",
+        "vfio_pci_core_get_unmapped_area",
+    ),
+    (
+        "drivers/vfio/pci/nvgrace-gpu/main.c",
+        "nvgrace_gpu_get_unmapped_area",
+    ),
+];
 
-/// Returns what the program says of the comparison.
-pub fn compare(ctx: &Ctx, all: &Assembled) -> Result<String> {
+/// What a program says; an Err of it if it found something wrong.
+pub type Said = std::result::Result<String, String>;
+
+/// Whether THP places mappings as before.
+pub fn equivalence(ctx: &Ctx, all: &Assembled) -> Result<Said> {
     let dir = cache::fresh(&ctx.cache.path("thp"))?;
-    for (name, commit, parts) in [
-        ("old.h", all.base.commit.as_str(), BEFORE),
-        ("new.h", all.tip(), AFTER),
-    ] {
-        let mut code = String::new();
-        for (path, function) in parts {
-            let source = all.base.repo.blob(commit, path)?;
-            let source = String::from_utf8_lossy(&source);
-            code += definition(&source, function)
-                .ok_or_else(|| miette!("{path} of {commit} does not define {function}()"))?;
-        }
-        fs::write(dir.join(name), code).into_diagnostic()?;
-    }
-    fs::write(dir.join("equivalence.c"), PROGRAM).into_diagnostic()?;
-    let program = dir.join("equivalence");
+    let before = |path: &str| {
+        let source = all.base.repo.blob(&all.base.commit, path)?;
+        Ok(String::from_utf8_lossy(&source).into_owned())
+    };
+    let after = |path: &str| source(all, path);
+    fs::write(dir.join("old.h"), cut(BEFORE, &before)?).into_diagnostic()?;
+    fs::write(dir.join("new.h"), cut(AFTER, &after)?).into_diagnostic()?;
+    run(&dir, EQUIVALENCE)
+}
+
+/// Whether drivers state of their regions what is in them.
+pub fn regions(ctx: &Ctx, all: &Assembled) -> Result<Said> {
+    let dir = cache::fresh(&ctx.cache.path("regions"))?;
+    let stated = cut(STATED, &|path| source(all, path))?;
+    fs::write(dir.join("regions.h"), stated).into_diagnostic()?;
+    run(&dir, REGIONS)
+}
+
+/// A file as it is in the worktree of the series.
+fn source(all: &Assembled, path: &str) -> Result<String> {
+    fs::read_to_string(all.tree.dir.join(path)).into_diagnostic()
+}
+
+fn run(dir: &Path, text: &str) -> Result<Said> {
+    let program = dir.join("program");
+    fs::write(dir.join("program.c"), text).into_diagnostic()?;
     run::output(
         Command::new("cc")
             .args(["-O2", "-o"])
             .arg(&program)
-            .arg(dir.join("equivalence.c")),
+            .arg(dir.join("program.c")),
     )?;
     let out = Command::new(&program)
         .arg(MAPPINGS)
         .output()
         .into_diagnostic()?;
     let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-    if !out.status.success() {
-        return Err(miette!("{said}"));
+    Ok(match out.status.success() {
+        true => Ok(said),
+        false => Err(format!("{said} ({})", out.status)),
+    })
+}
+
+/// The functions, out of what `source` has for their files.
+fn cut(parts: Parts, source: &dyn Fn(&str) -> Result<String>) -> Result<String> {
+    let mut code = String::new();
+    for (path, function) in parts {
+        code += definition(&source(path)?, function)
+            .ok_or_else(|| miette!("{path} does not define {function}()"))?;
     }
-    Ok(said)
+    Ok(code)
 }
 
 /// The definition of a function, in kernel style: it starts and ends in the first column.

@@ -47,7 +47,7 @@ static struct {
 	uint64_t seed;
 	int calls;
 	bool topdown, compat;
-	unsigned long args[2][5];
+	unsigned long args[2][6];
 } state;
 
 static uint64_t next(uint64_t *seed)
@@ -71,7 +71,8 @@ static unsigned long mm_get_unmapped_area_vmaflags(struct file *file,
 	state.args[state.calls][1] = len;
 	state.args[state.calls][2] = pgoff;
 	state.args[state.calls][3] = flags;
-	state.args[state.calls++][4] = vma_flags;
+	state.args[state.calls][4] = vma_flags;
+	state.args[state.calls++][5] = (unsigned long)file;
 
 	/* Page 0 is never found: a search starts above it. */
 	switch (r % 8) {
@@ -103,7 +104,8 @@ int main(int argc, char **argv)
 		unsigned long pgoff = next(&seed) >> (14 + next(&seed) % 50);
 		unsigned long addr = next(&seed) % 2 ? next(&seed) >> 17 & -PAGE_SIZE : 0;
 		unsigned long flags = next(&seed), vma_flags = next(&seed);
-		unsigned long ret[2], args[2][5] = {};
+		struct file *file = (struct file *)next(&seed);
+		unsigned long ret[2], args[2][6] = {};
 		int calls = 0;
 
 		if (next(&seed) % 4)
@@ -120,11 +122,11 @@ int main(int argc, char **argv)
 		for (int side = 0; side < 2; side++) {
 			state.calls = 0;
 			ret[side] = (side ? new_get_unmapped_area : old_get_unmapped_area)
-				(NULL, addr, len, pgoff, flags, vma_flags);
+				(file, addr, len, pgoff, flags, vma_flags);
 			if (side && (calls != state.calls || ret[0] != ret[1]))
 				goto differs;
 			for (int c = 0; c < state.calls; c++) {
-				for (int a = 0; a < 5; a++) {
+				for (int a = 0; a < 6; a++) {
 					if (side && args[c][a] != state.args[c][a])
 						goto differs;
 					args[c][a] = state.args[c][a];

@@ -1,0 +1,425 @@
+//! `cargo xtask test --mutate`: would the tests notice? Plants one bug after the other in the
+//! worktree of the series and demands that the suite named for it fails.
+//!
+//! The bugs are in tools/xtask/mutations, a block for each:
+//!
+//! ```text
+//! what is wrong, a name of its own
+//! path/in/the/kernel
+//! suite and its argument
+//!  a line that is there, for the place
+//! -a line that goes
+//! +a line that comes
+//! ```
+//!
+//! as in a hunk of a patch. An empty line ends a block, `#` in the first column begins a comment.
+//! The lines that are there must be in the file exactly once, or the entry is stale. The suites are
+//! a leg of the stage kunit with the suites to run of it, the stages `thp`, `regions` and
+//! `compile-fail`, and `vm` with a test as the summary names it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::kernel::{Kernel, VM};
+use crate::kunit::{self, Leg};
+use crate::report::{Outcome, Report};
+use crate::toolchain::{Purpose, Toolchain};
+use crate::vm::Vm;
+use crate::{Assembled, Ctx, assembled, compile_fail, test, thp};
+
+const STAGE: &str = "mutate";
+const LISTS: &str = "tools/xtask/mutations";
+
+/// What has to notice a bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Suite {
+    Thp,
+    Regions,
+    Kunit(&'static str),
+    CompileFail,
+    Vm,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mutation {
+    name: String,
+    file: String,
+    suite: Suite,
+    /// What to run of the suite.
+    part: String,
+    old: String,
+    new: String,
+}
+
+impl Mutation {
+    /// The file with the bug in it.
+    fn apply(&self, text: &str) -> Result<String> {
+        match text.matches(&self.old).count() {
+            1 => Ok(text.replacen(&self.old, &self.new, 1)),
+            n => Err(miette!(
+                "stale: what it replaces is in {} {n} times",
+                self.file
+            )),
+        }
+    }
+
+    /// The suite and the part of it, which is what has to pass without the bug.
+    fn target(&self) -> (Suite, &str) {
+        (self.suite, &self.part)
+    }
+
+    fn shown(&self) -> String {
+        let suite = match self.suite {
+            Suite::Thp => "thp",
+            Suite::Regions => "regions",
+            Suite::Kunit(leg) => leg,
+            Suite::CompileFail => "compile-fail",
+            Suite::Vm => "vm",
+        };
+        format!("{suite} {}", self.part).trim_end().to_owned()
+    }
+}
+
+/// What became of the tests, with a bug or without one.
+enum Verdict {
+    /// All passed: how many.
+    Passed(usize),
+    /// What failed first.
+    Failed(String),
+    /// Nothing was tested.
+    Unbuilt(String),
+}
+
+/// A bug that was planted, until this goes out of scope.
+struct Planted {
+    path: PathBuf,
+    was: String,
+}
+
+impl Planted {
+    fn new(tree: &Path, mutation: &Mutation) -> Result<Planted> {
+        let path = tree.join(&mutation.file);
+        let was = fs::read_to_string(&path)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("stale: there is no {}", mutation.file))?;
+        fs::write(&path, mutation.apply(&was)?).into_diagnostic()?;
+        Ok(Planted { path, was })
+    }
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        // The next run resets the worktree, should this one not be able to.
+        if let Err(error) = fs::write(&self.path, &self.was) {
+            eprintln!("cannot restore {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Plants the bugs whose name, file or suite contains `only`.
+pub fn mutate(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> {
+    let mut mutations = read(&ctx.root.join(LISTS))?;
+    if let Some(only) = only {
+        mutations.retain(|mutation| {
+            let fields = [&mutation.name, &mutation.file, &mutation.shown()];
+            fields.iter().any(|field| field.contains(only))
+        });
+    }
+    if mutations.is_empty() {
+        return Err(miette!("--only {} selects no bug", only.unwrap_or("")));
+    }
+    // Bugs of one suite in one file follow each other, so that little is built for each.
+    mutations.sort_by(|a, b| (a.target(), &a.file).cmp(&(b.target(), &b.file)));
+
+    let all = assembled(ctx, base)?;
+    let purposes = [Purpose::Build, Purpose::Kunit, Purpose::Vm];
+    let toolchain = Toolchain::open(ctx, &all.tree, &purposes)?;
+    let kernel = Kernel::new(ctx, &toolchain, &all);
+
+    let mut report = Report::default();
+    let mut table = vec![row("suite", "bug", "noticed by")];
+    let mut sound: Option<(Suite, String, bool)> = None;
+    for (index, mutation) in mutations.iter().enumerate() {
+        let (suite, part) = mutation.target();
+        if !matches!(&sound, Some((s, p, _)) if *s == suite && p == part) {
+            ctx.ui.step(format!("{} without a bug", mutation.shown()));
+            let passes =
+                match configured(&kernel, mutation).and_then(|()| run(&kernel, &all, mutation)) {
+                    Ok(Verdict::Passed(cases)) if cases > 0 => Ok(()),
+                    Ok(Verdict::Passed(_)) => Err(miette!("it runs no case")),
+                    Ok(Verdict::Failed(why) | Verdict::Unbuilt(why)) => Err(miette!("{why}")),
+                    Err(error) => Err(error),
+                };
+            let name = format!("{} passes without a bug", mutation.shown());
+            let passes = report.check(STAGE, &name, passes).is_some();
+            sound = Some((suite, part.to_owned(), passes));
+        }
+        if !matches!(sound, Some((_, _, true))) {
+            let why = "the suite fails without it".to_owned();
+            report.add(STAGE, &mutation.file, &mutation.name, Outcome::Skipped(why));
+            continue;
+        }
+        ctx.ui.step(format!(
+            "{}/{}: {}: {}",
+            index + 1,
+            mutations.len(),
+            mutation.file,
+            mutation.name
+        ));
+        let verdict =
+            Planted::new(&all.tree.dir, mutation).and_then(|_planted| run(&kernel, &all, mutation));
+        let (outcome, noticed) = judge(verdict);
+        table.push(row(&mutation.shown(), &mutation.name, &noticed));
+        report.add(STAGE, &mutation.file, &mutation.name, outcome);
+    }
+    report.table(table.join("\n"));
+    print!("{}", report.render());
+    match report.failed() {
+        0 => Ok(()),
+        n => Err(miette!(
+            "{n} of the bugs were not noticed, or the list is wrong"
+        )),
+    }
+}
+
+fn row(suite: &str, name: &str, noticed: &str) -> String {
+    format!("{suite:32}  {name:56}  {noticed}")
+}
+
+/// What a bug's run says of the tests, and the last column of the table.
+fn judge(verdict: Result<Verdict>) -> (Outcome, String) {
+    let (outcome, noticed) = match verdict {
+        Ok(Verdict::Failed(by)) => (Outcome::Passed, by),
+        Ok(Verdict::Passed(cases)) => {
+            let why = format!("{cases} cases passed");
+            (
+                Outcome::Failed(format!("not noticed: {why}")),
+                format!("NOTHING: {why}"),
+            )
+        }
+        Ok(Verdict::Unbuilt(why)) => {
+            let why = format!("it does not compile: {why}");
+            (Outcome::Failed(why.clone()), format!("ERROR: {why}"))
+        }
+        Err(error) => (
+            Outcome::Failed(error.to_string()),
+            format!("ERROR: {error}"),
+        ),
+    };
+    let line = noticed.lines().next().unwrap_or_default().to_owned();
+    (outcome, line)
+}
+
+/// Configures what the suite of a bug needs, once for all bugs.
+fn configured(kernel: &Kernel<'_>, mutation: &Mutation) -> Result<()> {
+    match mutation.suite {
+        Suite::Thp | Suite::Regions | Suite::Vm => Ok(()),
+        Suite::Kunit(name) => kunit::build(kernel, leg(name)?),
+        Suite::CompileFail => kernel.configure(&VM),
+    }
+}
+
+/// Builds what the suite of a bug needs, and runs the part that is to notice it.
+fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verdict> {
+    let mut report = Report::default();
+    match mutation.suite {
+        Suite::Thp => return Ok(said(thp::equivalence(kernel.ctx, all))),
+        Suite::Regions => return Ok(said(thp::regions(kernel.ctx, all))),
+        Suite::Kunit(name) => {
+            let leg = leg(name)?;
+            if let Err(error) = kunit::make(kernel, leg) {
+                return Ok(Verdict::Unbuilt(last_error(&error)));
+            }
+            let suites = format!("{}*", mutation.part);
+            kunit::exec(kernel, leg, Some(&suites), &mut report)?;
+        }
+        Suite::CompileFail => {
+            if let Err(error) = kernel.build(&VM, &["rust/"]) {
+                return Ok(Verdict::Unbuilt(last_error(&error)));
+            }
+            compile_fail::run(kernel, &all.series, &mut report)?;
+        }
+        Suite::Vm => {
+            let built = kernel
+                .vm()
+                .and_then(|image| Ok((image, kernel.selftests()?)));
+            match built {
+                Err(error) => return Ok(Verdict::Unbuilt(last_error(&error))),
+                Ok((image, tests)) => {
+                    let vm = Vm::new(kernel, image, tests);
+                    test::one(&vm, &mutation.part, &mut report)?;
+                }
+            }
+        }
+    }
+    Ok(match report.first_failed() {
+        Some(case) => Verdict::Failed(case.to_owned()),
+        None => Verdict::Passed(report.passed()),
+    })
+}
+
+/// What a program of code that was cut out says.
+fn said(said: Result<thp::Said>) -> Verdict {
+    match said {
+        Ok(Ok(_)) => Verdict::Passed(1),
+        Ok(Err(wrong)) => Verdict::Failed(wrong),
+        Err(error) => Verdict::Unbuilt(last_error(&error)),
+    }
+}
+
+/// The line of a failed build that names the error.
+fn last_error(error: &miette::Report) -> String {
+    let text = error.to_string();
+    let line = text.lines().find(|line| line.contains("error"));
+    line.unwrap_or(&text).trim().to_owned()
+}
+
+fn leg(name: &str) -> Result<&'static Leg> {
+    kunit::LEGS
+        .iter()
+        .find(|leg| leg.name == name)
+        .ok_or_else(|| miette!("there is no leg {name}"))
+}
+
+/// All lists of the directory, in the order of their names.
+fn read(dir: &Path) -> Result<Vec<Mutation>> {
+    let mut lists: Vec<PathBuf> = fs::read_dir(dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", dir.display()))?
+        .map(|entry| entry.map(|entry| entry.path()).into_diagnostic())
+        .collect::<Result<_>>()?;
+    lists.sort();
+    let mut mutations: Vec<Mutation> = Vec::new();
+    for list in lists {
+        let text = fs::read_to_string(&list).into_diagnostic()?;
+        let found = parse(&text).wrap_err_with(|| format!("{}", list.display()))?;
+        for mutation in found {
+            if mutations.iter().any(|other| other.name == mutation.name) {
+                return Err(miette!("there are two bugs `{}`", mutation.name));
+            }
+            mutations.push(mutation);
+        }
+    }
+    Ok(mutations)
+}
+
+fn parse(text: &str) -> Result<Vec<Mutation>> {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    lines
+        .split(|line| line.is_empty())
+        .filter(|block| !block.is_empty())
+        .map(mutation)
+        .collect()
+}
+
+fn mutation(block: &[&str]) -> Result<Mutation> {
+    let [name, file, suite, hunk @ ..] = block else {
+        return Err(miette!("{}: too few lines", block[0]));
+    };
+    let (suite, part) = suite.split_once(' ').unwrap_or((suite, ""));
+    let suite = match suite {
+        "thp" => Suite::Thp,
+        "regions" => Suite::Regions,
+        "compile-fail" => Suite::CompileFail,
+        "vm" => Suite::Vm,
+        name => Suite::Kunit(leg(name)?.name),
+    };
+    let (mut old, mut new) = (String::new(), String::new());
+    for line in hunk {
+        let (to_old, to_new) = match line.chars().next() {
+            Some(' ') => (true, true),
+            Some('-') => (true, false),
+            Some('+') => (false, true),
+            _ => return Err(miette!("{name}: a line begins with neither blank, - nor +")),
+        };
+        for (text, wanted) in [(&mut old, to_old), (&mut new, to_new)] {
+            if wanted {
+                text.push_str(&line[1..]);
+                text.push('\n');
+            }
+        }
+    }
+    if old.is_empty() || old == new {
+        return Err(miette!("{name}: it changes nothing"));
+    }
+    Ok(Mutation {
+        name: (*name).to_owned(),
+        file: (*file).to_owned(),
+        suite,
+        part: part.to_owned(),
+        old,
+        new,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "\
+# A comment.
+
+off by one
+mm/a.c
+kunit-um a
+ \tint x;
+-\tx = 1;
++\tx = 2;
+
+gone
+mm/a.c
+thp
+-\tx = 1;
+";
+
+    #[test]
+    fn blocks_are_hunks() {
+        let list = parse(LIST).unwrap();
+        assert_eq!(list.len(), 2);
+        assert_eq!(list[0].old, "\tint x;\n\tx = 1;\n");
+        assert_eq!(list[0].new, "\tint x;\n\tx = 2;\n");
+        assert_eq!(list[0].target(), (Suite::Kunit("kunit-um"), "a"));
+        assert_eq!((list[1].suite, list[1].new.as_str()), (Suite::Thp, ""));
+    }
+
+    #[test]
+    fn what_is_not_there_once_is_stale() {
+        let list = parse(LIST).unwrap();
+        let text = "\tint x;\n\tx = 1;\n\tx = 1;\n";
+        assert_eq!(
+            list[0].apply(text).unwrap(),
+            "\tint x;\n\tx = 2;\n\tx = 1;\n"
+        );
+        assert!(list[1].apply(text).is_err());
+        assert!(list[1].apply("").is_err());
+    }
+
+    #[test]
+    fn mistakes_in_the_list_are_named() {
+        for wrong in [
+            "a\nb\n",
+            "a\nb\nnone\n-x\n",
+            "a\nb\nthp\nx\n",
+            "a\nb\nthp\n x\n",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_lists_of_this_repository_are_sound() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("mutations");
+        assert!(read(&dir).unwrap().len() >= 40);
+    }
+
+    #[test]
+    fn only_what_fails_is_noticed() {
+        let noticed = |verdict| judge(verdict).0 == Outcome::Passed;
+        assert!(noticed(Ok(Verdict::Failed("a".to_owned()))));
+        assert!(!noticed(Ok(Verdict::Passed(1))));
+        assert!(!noticed(Ok(Verdict::Unbuilt("a".to_owned()))));
+        assert!(!noticed(Err(miette!("stale"))));
+    }
+}
