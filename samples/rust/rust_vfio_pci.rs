@@ -19,7 +19,6 @@
 //! Intel graphics, and its module parameters but `enable_sriov`.
 
 use kernel::{
-    device::Core,
     pci,
     prelude::*,
     vfio, //
@@ -34,7 +33,7 @@ impl vfio::Operations for PciDriver {
     type OpenData<'open> = ();
 
     fn open<'open, 'bound: 'open>(
-        _device: &vfio::Device<Self, vfio::Opening>,
+        _device: &'open vfio::Device<Self, vfio::Opening>,
         _data: Pin<&'open ()>,
     ) -> impl PinInit<(), Error> {
         Ok(())
@@ -53,7 +52,7 @@ impl vfio::pci::Driver for PciDriver {
     const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
 
     fn probe<'bound>(
-        _dev: &'bound pci::Device<Core<'_>>,
+        _dev: &'bound pci::Device,
         _id_info: Option<&'bound ()>,
     ) -> impl PinInit<(), Error> + 'bound {
         Ok(())

@@ -12,7 +12,6 @@
 //! QEMU makes the device with `-device pci-testdev`.
 
 use kernel::{
-    device::Core,
     page::PAGE_SHIFT,
     pci,
     prelude::*,
@@ -49,7 +48,7 @@ impl vfio::pci::Region for Notebook {
 
     fn read(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
         access: &mut region::Read,
     ) -> Result {
         self.0.read(access)
@@ -57,26 +56,32 @@ impl vfio::pci::Region for Notebook {
 
     fn write(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
         access: &mut region::Write,
     ) -> Result {
         self.0.write(access)
     }
 
-    fn mmap(
+    fn mmap<'request>(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
-        mapping: &region::Mapping<'_>,
-    ) -> Result {
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
+        mapping: region::Mapping<'request>,
+    ) -> Result<region::Mapped<'request>> {
         self.0.map(mapping)
+    }
+
+    fn get_unmapped_area<'request>(
+        &self,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
+        search: placement::Search<'request>,
+    ) -> Result<placement::Placement<'request>> {
+        Ok(search.congruent_to_offset(NOTEBOOK_ORDER))
     }
 }
 
 /// What there is while the device is open.
 struct Session {
     notebook: Arc<vfio::Memory>,
-    /// The index of the region.
-    index: u32,
 }
 
 impl Session {
@@ -87,13 +92,13 @@ impl Session {
             flags: region::Flag::Read | region::Flag::Write | region::Flag::Mmap,
         };
 
-        let index = device.add_region(
+        device.add_region(
             vfio::pci::vendor_kind(VENDOR.as_raw()),
             NOTEBOOK,
             info,
             Notebook(notebook.clone()),
         )?;
-        Ok(Self { notebook, index })
+        Ok(Self { notebook })
     }
 }
 
@@ -104,7 +109,7 @@ impl vfio::Operations for TestdevDriver {
     type OpenData<'open> = Session;
 
     fn open<'open, 'bound: 'open>(
-        device: &vfio::Device<Self, vfio::Opening>,
+        device: &'open vfio::Device<Self, vfio::Opening>,
         _data: Pin<&'open ()>,
     ) -> impl PinInit<Session, Error> {
         Session::new(device)
@@ -115,25 +120,10 @@ impl vfio::Operations for TestdevDriver {
         _this: Pin<&Session>,
         access: &mut region::Read,
     ) -> Result {
-        let index = access.position().index;
-
-        device.core_read(access)?;
-        if index == vfio::pci::CONFIG_REGION {
-            access.patch(SUBSYSTEM, &SUBSYSTEM_ID)?;
+        if access.position().index != vfio::pci::CONFIG_REGION {
+            return device.core_read(access);
         }
-        Ok(())
-    }
-
-    fn get_unmapped_area<'request>(
-        device: &vfio::Device<Self, vfio::Opened>,
-        this: Pin<&Session>,
-        request: placement::Request<'request>,
-    ) -> Result<vfio::Placement<'request>> {
-        if request.position().index == this.index {
-            Ok(request.congruent_to_offset(NOTEBOOK_ORDER))
-        } else {
-            Ok(device.core_place(request))
-        }
+        access.replace(SUBSYSTEM, &SUBSYSTEM_ID, |access| device.core_read(access))
     }
 
     fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session>) -> Result {
@@ -159,7 +149,7 @@ impl vfio::pci::Driver for TestdevDriver {
     const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
 
     fn probe<'bound>(
-        _dev: &'bound pci::Device<Core<'_>>,
+        _dev: &'bound pci::Device,
         _id_info: Option<&'bound ()>,
     ) -> impl PinInit<(), Error> + 'bound {
         Ok(())
