@@ -72,6 +72,7 @@ pub struct DeviceInfo {
 /// A device that userspace can open, and that has nothing.
 ///
 /// ```
+/// # #![cfg(CONFIG_VFIO = "y")]
 /// use kernel::{
 ///     prelude::*,
 ///     vfio, //

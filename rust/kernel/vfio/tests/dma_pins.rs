@@ -12,11 +12,13 @@ mod cases {
     const PAGE: u64 = PAGE_SIZE as u64;
 
     /// An open device, and an address space in which memory can be mapped for it.
+    ///
+    /// The device waits for the file, so that this goes first.
     struct Mapped {
-        fixture: Fixture,
         file: OpenFile,
         iommufd: Descriptor,
         ioas: u32,
+        fixture: Fixture,
     }
 
     impl Mapped {
@@ -33,10 +35,10 @@ mod cases {
             user.put_at(0, &[12u32, 0, ioas]);
             file.ioctl(ATTACH, user.0)?;
             Ok(Self {
-                fixture,
                 file,
                 iommufd,
                 ioas,
+                fixture,
             })
         }
 
