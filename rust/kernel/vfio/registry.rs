@@ -17,7 +17,6 @@ use crate::{
     bindings,
     device,
     devres::Devres,
-    error::to_result,
     faux,
     new_mutex,
     prelude::*,
@@ -180,7 +179,8 @@ impl Entry {
         let owned = Arc::into_raw(Arc::from(this));
         // SAFETY: `notifier` is initialised, and is not freed while it is registered: by the type
         // invariants, it owns a reference.
-        to_result(unsafe { bindings::register_module_notifier(notifier) }).inspect_err(|_| {
+        let ret = unsafe { bindings::register_module_notifier(notifier) };
+        crate::error::to_result(ret).inspect_err(|_| {
             // SAFETY: The pointer was returned by `into_raw`, and the notifier does not own it.
             drop(unsafe { Arc::from_raw(owned) });
         })

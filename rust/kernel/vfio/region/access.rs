@@ -5,10 +5,7 @@
 use super::Position;
 use crate::{
     bindings,
-    error::{
-        from_result,
-        to_result, //
-    },
+    error::from_result,
     prelude::*,
     uaccess::{
         UserPtr,
@@ -101,7 +98,7 @@ macro_rules! access {
 
                 let done = core(user, remaining, &mut position);
                 // CAST: An errno is an `int`.
-                to_result(done.min(0) as c_int)?;
+                crate::error::to_result(done.min(0) as c_int)?;
                 // CAST: It is not negative.
                 let done = done as usize;
 
