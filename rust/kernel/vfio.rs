@@ -11,7 +11,8 @@
 //!
 //! - The *registration data* is there before userspace can see the device, and is dropped when the
 //!   device has been unregistered and all calls into the driver have returned.
-//! - The *open data* is made when the first file is opened, and dropped when the last one is closed.
+//! - The *open data* is made when the first file is opened, and dropped when the last one is
+//!   closed.
 //!   It may borrow from the registration data.
 //!
 //! Both are in the one allocation that starts with the C `struct vfio_device`. The module of the
@@ -20,8 +21,8 @@
 //! # Contexts
 //!
 //! What a method of the driver can do with its device depends on the method: the second parameter
-//! of the type of the [`Device`] says which one it is. What the method has to answer is a value that
-//! only this method is given, and that does not outlive the call.
+//! of the type of the [`Device`] says which one it is. What the method has to answer is a value
+//! that only this method is given, and that does not outlive the call.
 //!
 //! A device of which nothing is known but that it exists can be shared with another task
 //! ```

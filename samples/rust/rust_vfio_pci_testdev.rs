@@ -7,11 +7,12 @@
 //! - a region of its own: a notebook, of memory that can be read, written and mapped;
 //! - places for the mappings of the notebook, of which those that differ by a multiple of its size
 //!   are at addresses that do so, too;
-//! - a reset that clears the notebook, too.
+//! - a reset that clears the notebook, and stops the test that the device is running.
 //!
 //! QEMU makes the device with `-device pci-testdev`.
 
 use kernel::{
+    io::Io,
     page::PAGE_SHIFT,
     pci,
     prelude::*,
@@ -36,6 +37,11 @@ const SUBSYSTEM_ID: [u8; 4] = [0x36, 0x1b, 0x52, 0x53];
 const NOTEBOOK: u32 = 1;
 const NOTEBOOK_SIZE: usize = SZ_2M;
 const NOTEBOOK_ORDER: u32 = NOTEBOOK_SIZE.ilog2() - PAGE_SHIFT as u32;
+
+/// The BAR of the registers, of which the driver uses the one that selects a test.
+const REGISTERS: u32 = 0;
+const REGISTERS_SIZE: usize = 0x10;
+const TEST: usize = 0x0;
 
 struct TestdevDriver;
 
@@ -80,12 +86,13 @@ impl vfio::pci::Region for Notebook {
 }
 
 /// What there is while the device is open.
-struct Session {
+struct Session<'open> {
     notebook: Arc<vfio::Memory>,
+    registers: vfio::pci::Bar<'open, REGISTERS_SIZE>,
 }
 
-impl Session {
-    fn new(device: &vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
+impl<'open> Session<'open> {
+    fn new(device: &'open vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
         let notebook = Arc::new(vfio::Memory::new(NOTEBOOK_SIZE)?, GFP_KERNEL)?;
         let info = region::Info {
             size: notebook.size(),
@@ -98,7 +105,10 @@ impl Session {
             info,
             Notebook(notebook.clone()),
         )?;
-        Ok(Self { notebook })
+        Ok(Self {
+            notebook,
+            registers: device.bar_sized(REGISTERS)?,
+        })
     }
 }
 
@@ -106,18 +116,18 @@ impl Session {
 impl vfio::Operations for TestdevDriver {
     type Base = vfio::pci::Base;
     type RegistrationData<'bound> = ();
-    type OpenData<'open> = Session;
+    type OpenData<'open> = Session<'open>;
 
     fn open<'open, 'bound: 'open>(
         device: &'open vfio::Device<Self, vfio::Opening>,
         _data: Pin<&'open ()>,
-    ) -> impl PinInit<Session, Error> {
+    ) -> impl PinInit<Session<'open>, Error> {
         Session::new(device)
     }
 
     fn read(
         device: &vfio::Device<Self, vfio::Opened>,
-        _this: Pin<&Session>,
+        _this: Pin<&Session<'_>>,
         access: &mut region::Read,
     ) -> Result {
         if access.position().index != vfio::pci::CONFIG_REGION {
@@ -126,8 +136,9 @@ impl vfio::Operations for TestdevDriver {
         access.replace(SUBSYSTEM, &SUBSYSTEM_ID, |access| device.core_read(access))
     }
 
-    fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session>) -> Result {
+    fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {
         this.notebook.clear();
+        this.registers.write8(0, TEST);
 
         // The device of QEMU has no reset that vfio-pci-core knows of, which is no reason to fail.
         match device.core_reset() {

@@ -241,7 +241,12 @@ impl<T: Operations> UnregisteredDevice<T> {
             .cast::<Device<T>>();
 
         // SAFETY: The device was just allocated, and nothing else can reach it yet.
-        unsafe { (*device.as_ptr()).state.get().write(MaybeUninit::new(state)) };
+        unsafe {
+            (*device.as_ptr())
+                .state
+                .get()
+                .write(MaybeUninit::new(state))
+        };
 
         // CAST: A lifetime has no influence on the layout.
         // SAFETY: The device was just allocated, with room for and the alignment of `Device<T>`.

@@ -40,9 +40,9 @@
 //! # Pinned pages
 //!
 //! [`Device::pin_pages`] pins pages for as long as the driver likes, but userspace can unmap them
-//! at any time. It then is the abstraction that unpins them, after
-//! [`Operations::dma_unmap`] and before userspace goes on. So nobody waits for a driver, whatever it
-//! does with its [`PinnedPages`]: these are a name for the pages, and no longer have access to them.
+//! at any time. It then is the abstraction that unpins them, after [`Operations::dma_unmap`] and
+//! before userspace goes on. So nobody waits for a driver, whatever it does with its
+//! [`PinnedPages`]: these are a name for the pages, and no longer have access to them.
 
 use super::{
     emulated,
@@ -116,12 +116,7 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
     /// with [`EINVAL`] if `count` is 0, with [`EBUSY`] if userspace has just unmapped some of the
     /// pages several times, with [`EFAULT`] if not all of them are mapped, and with the errors of
     /// the IOMMU backend.
-    pub fn pin_pages(
-        &self,
-        iova: DmaAddress,
-        count: usize,
-        access: Access,
-    ) -> Result<PinnedPages> {
+    pub fn pin_pages(&self, iova: DmaAddress, count: usize, access: Access) -> Result<PinnedPages> {
         const_assert!(
             T::HAS_DMA_UNMAP,
             "a driver that pins pages must have `dma_unmap`"

@@ -14,8 +14,7 @@ use super::{
     Operations, //
 };
 use crate::{
-    bindings,
-    device,
+    bindings, device,
     error::to_result,
     faux,
     module::this_module,

@@ -39,8 +39,8 @@ pub const DMA_BUF: u16 = bindings::VFIO_DEVICE_FEATURE_DMA_BUF as u16;
 
 /// A request to get, set or probe a feature (`VFIO_DEVICE_FEATURE`).
 ///
-/// The driver says what it offers: a value to get, one to set, or both. The request is then answered
-/// or refused accordingly.
+/// The driver says what it offers: a value to get, one to set, or both. The request is then
+/// answered or refused accordingly.
 ///
 /// The methods that answer it return what the ioctl is to return. They fail with [`EINVAL`] if
 /// userspace asks for something that is not offered or has too small a buffer, and with [`EFAULT`]

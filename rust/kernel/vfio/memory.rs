@@ -82,7 +82,10 @@ impl Memory {
     fn at(&self, position: Position, count: usize) -> Result<(*mut u8, usize)> {
         let len = position.within(count, self.size())?;
         // CAST: `within` checked that it is not larger than `size`.
-        let start = self.start.as_ptr().wrapping_byte_add(position.offset as usize);
+        let start = self
+            .start
+            .as_ptr()
+            .wrapping_byte_add(position.offset as usize);
         Ok((start, len))
     }
 

@@ -81,7 +81,8 @@ pub use self::{
     delegate::Configuring,
     driver::{
         Adapter,
-        Driver, //
+        Driver,
+        Settings, //
     },
     region::{
         vendor_kind,

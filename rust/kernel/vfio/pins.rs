@@ -38,9 +38,10 @@ pub(super) struct State {
 
 /// How long pages are not pinned after userspace has unmapped them.
 ///
-/// While it unmaps, the type1 IOMMU driver drops its lock to call [`Operations::dma_unmap`](super::Operations::dma_unmap), then
-/// looks for pinned pages again, and gives up with a `BUG_ON()` when it found some ten times. Who
-/// pins in between must not get ahead of it so often.
+/// While it unmaps, the type1 IOMMU driver drops its lock to call
+/// [`Operations::dma_unmap`](super::Operations::dma_unmap), then looks for pinned pages again, and
+/// gives up with a `BUG_ON()` when it found some ten times. Who pins in between must not get ahead
+/// of it so often.
 pub(super) const QUIET: Delta = Delta::from_millis(10);
 
 /// Pages that are pinned.

@@ -4,9 +4,9 @@
 //!
 //! Safe code can forget a value or put it in a static, and then nothing drops it. A device must not
 //! be registered any more when the code of its driver is gone, nor when its parent is unbound. So
-//! the registration belongs to an [`Entry`], which the driver has no influence on: it is undone when
-//! the driver drops what it has of it, when the parent is unbound, or when the module of the driver
-//! is unloaded, whatever comes first.
+//! the registration belongs to an [`Entry`], which the driver has no influence on: it is undone
+//! when the driver drops what it has of it, when the parent is unbound, or when the module of the
+//! driver is unloaded, whatever comes first.
 //!
 //! To undo it waits until userspace has closed the device. A driver never does that itself, as it
 //! may be in a callback of that very device: a work item does.
@@ -14,11 +14,9 @@
 //! Nothing here is generic: the code is in the image of the kernel, where it stays when modules go.
 
 use crate::{
-    bindings,
-    device,
+    bindings, device,
     devres::Devres,
-    faux,
-    new_mutex,
+    faux, new_mutex,
     prelude::*,
     sync::{
         Arc,
@@ -215,7 +213,8 @@ impl Entry {
 
     /// # Safety
     ///
-    /// To be called by the chain of the modules' notifiers only, for the `notifier` of an [`Entry`].
+    /// To be called by the chain of the modules' notifiers only, for the `notifier` of an
+    /// [`Entry`].
     unsafe extern "C" fn notifier_call(
         notifier: *mut bindings::notifier_block,
         state: c_ulong,

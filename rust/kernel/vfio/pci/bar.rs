@@ -60,7 +60,10 @@ impl<T: Operations<Base = Base>> Device<T, InRegion> {
         // SAFETY: The device is open, and by `vfio_pci_core_enable()` both are set for that time.
         let (msix_bar, table) = unsafe {
             let start = (*core).msix_offset as usize;
-            ((*core).msix_bar, start..start + usize::from((*core).msix_size))
+            (
+                (*core).msix_bar,
+                start..start + usize::from((*core).msix_size),
+            )
         };
         // An interrupt vector belongs to vfio-pci-core, and so does its place in the table.
         let table = if u32::from(msix_bar) == index {
@@ -122,8 +125,8 @@ impl<T: Operations<Base = Base>> Device<T, InRegion> {
 /// # Invariants
 ///
 /// `io` is where the BAR, which is one of memory, of the open device `core` is mapped. The MSI-X
-/// table is from `table_start` to `table_end` there, which are equal if it is in another BAR. `self`
-/// owns a reference that keeps the device awake.
+/// table is from `table_start` to `table_end` there, which are equal if it is in another BAR.
+/// `self` owns a reference that keeps the device awake.
 pub struct Bar<'a, const SIZE: usize = 0> {
     core: *mut bindings::vfio_pci_core_device,
     io: *mut Region<SIZE>,
@@ -242,9 +245,8 @@ macro_rules! impl_bar_io_capable {
                     // A failure leaves the value as it is.
                     // SAFETY: By the type invariants, the device is open and `ptr` is in a BAR of
                     // it, which is one of memory.
-                    let _ = unsafe {
-                        bindings::$read(view.core, true, &mut value, view.ptr.cast())
-                    };
+                    let _ =
+                        unsafe { bindings::$read(view.core, true, &mut value, view.ptr.cast()) };
                 }
                 <$type>::from_le(value)
             }

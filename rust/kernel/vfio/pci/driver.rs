@@ -32,6 +32,32 @@ use core::{
     ptr::null_mut, //
 };
 
+/// What vfio-pci-core is to leave out for a device, all `false` by default.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct Settings {
+    /// To mask INTx interrupts by PCI 2.3: the interrupt line is disabled instead.
+    pub no_intx_mask: bool,
+    /// The region of the addresses of legacy VGA.
+    pub disable_vga: bool,
+    /// To put the device into D3 while nobody uses it.
+    pub disable_idle_d3: bool,
+}
+
+impl Settings {
+    /// Stores the settings in a device.
+    ///
+    /// # Safety
+    ///
+    /// `core` must be valid, and must not be registered.
+    pub(super) unsafe fn apply(self, core: *mut bindings::vfio_pci_core_device) {
+        // SAFETY: By the requirements of this function, nobody else uses the fields.
+        let core = unsafe { &mut *core };
+        core.set_nointxmask(self.no_intx_mask);
+        core.set_disable_vga(self.disable_vga);
+        core.set_disable_idle_d3(self.disable_idle_d3);
+    }
+}
+
 /// A driver for PCI devices.
 ///
 /// That hardware has detected an error is reported to userspace by vfio-pci-core.
@@ -98,18 +124,26 @@ pub trait Driver: Operations<Base = Base> {
 
     /// Called when the driver is bound to a device, before that is registered with VFIO.
     ///
-    /// What it returns is the registration data, which may borrow `dev`. The device itself belongs to
-    /// vfio-pci-core, which enables it when it is opened: what `dev` offers is what the device is.
-    /// The caller holds its device lock. An error makes the binding fail.
+    /// What it returns is the registration data, which may borrow `dev`. The device itself belongs
+    /// to vfio-pci-core, which enables it when it is opened: what `dev` offers is what the device
+    /// is. The caller holds its device lock. An error makes the binding fail.
     fn probe<'bound>(
         dev: &'bound pci::Device,
         id_info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self::RegistrationData<'bound>, Error> + 'bound;
 
+    /// Says what vfio-pci-core is to leave out for a device, before it is registered with VFIO.
+    ///
+    /// If not implemented, it leaves out nothing. The caller holds the device lock.
+    fn settings(_dev: &pci::Device) -> Settings {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// Called when the driver is being unbound, before the device is unregistered.
     ///
-    /// Userspace may have it open, and can still open it. The caller holds the device lock. What has
-    /// to be undone after userspace has closed the device is for [`Drop`] of the registration data.
+    /// Userspace may have it open, and can still open it. The caller holds the device lock. What
+    /// has to be undone after userspace has closed the device is for [`Drop`] of the registration
+    /// data.
     fn unbind(_device: &Device<Self>, _data: Pin<&Self::RegistrationData<'_>>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -234,11 +268,16 @@ impl<T: Driver> Adapter<T> {
         from_result(|| {
             // SAFETY: The data may borrow from the device for as long as it is bound. It is dropped
             // below, or by `remove_callback`.
-            let device = unsafe { UnregisteredDevice::<T>::new(dev.as_ref(), T::probe(dev, info)) }?;
+            let device =
+                unsafe { UnregisteredDevice::<T>::new(dev.as_ref(), T::probe(dev, info)) }?;
             let core = core_of(device.as_raw());
 
             // SAFETY: The device is not registered yet, and only it uses `pci_ops`.
             unsafe { (*core).pci_ops = &Self::PCI_OPS };
+            if T::HAS_SETTINGS {
+                // SAFETY: The device is not registered yet.
+                unsafe { T::settings(dev).apply(core) };
+            }
             Self::set_drvdata(pdev, core);
 
             // SAFETY: The device is initialised, as is its data, it is not registered, and it is
@@ -261,7 +300,9 @@ impl<T: Driver> Adapter<T> {
 
         if T::HAS_UNBIND {
             // SAFETY: `probe_callback` succeeded, so that this is a registered device.
-            unsafe { Self::with_registered(pdev, |device: &Device<T>, data| T::unbind(device, data)) };
+            unsafe {
+                Self::with_registered(pdev, |device: &Device<T>, data| T::unbind(device, data))
+            };
         }
 
         // SAFETY: `probe_callback` succeeded, and so the device is registered. This waits until
@@ -355,4 +396,3 @@ macro_rules! module_vfio_pci_driver {
         $crate::module_driver!(<T>, $crate::vfio::pci::Adapter<T>, { $($f)* });
     };
 }
-

@@ -116,7 +116,8 @@ pub const fn vendor_kind(vendor: u16) -> u32 {
 /// }
 /// ```
 ///
-/// in a method of [`Operations`] leads to the method of the region, from where there is no way back:
+/// in a method of [`Operations`] leads to the method of the region, from where there is no way
+/// back:
 ///
 /// ```ignore,compile_fail,E0599
 /// # use kernel::{prelude::*, vfio::{self, pci::Region, region, Device, InRegion}};
@@ -170,8 +171,8 @@ pub trait Region: Sized + Send + Sync + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Chooses where a part of the region will be mapped, as [`Operations::get_unmapped_area`] does,
-    /// with `mmap_lock` held.
+    /// Chooses where a part of the region will be mapped, as [`Operations::get_unmapped_area`]
+    /// does, with `mmap_lock` held.
     ///
     /// If not implemented, mm places the mapping as any other.
     fn get_unmapped_area<'request>(
@@ -196,8 +197,8 @@ pub trait Region: Sized + Send + Sync + 'static {
 
 /// The callbacks of a [`Region`] for vfio-pci-core.
 ///
-/// vfio-pci-core calls `release` in `vfio_pci_core_disable()`, once for each region, when the device
-/// is being closed or was not opened, and the others for a file that keeps the device open.
+/// vfio-pci-core calls `release` in `vfio_pci_core_disable()`, once for each region, when the
+/// device is being closed or was not opened, and the others for a file that keeps the device open.
 struct RegionTable<R: Region>(PhantomData<R>);
 
 impl<R: Region> RegionTable<R> {

@@ -4,6 +4,7 @@
 
 use super::{
     super::{
+        base::private::Base as _,
         region,
         vtable::VTable,
         Device,
@@ -17,6 +18,7 @@ use super::{
         checked_size, //
     },
     Base,
+    Settings,
     NUM_REGIONS, //
 };
 use crate::{
@@ -165,7 +167,10 @@ mod cases {
     #[test]
     fn regions() {
         assert_eq!(checked_size(0), Ok(0));
-        assert_eq!(checked_size(1 << 40), usize::try_from(1u64 << 40).map_err(|_| EOVERFLOW));
+        assert_eq!(
+            checked_size(1 << 40),
+            usize::try_from(1u64 << 40).map_err(|_| EOVERFLOW)
+        );
         assert_eq!(checked_size((1 << 40) + 1), Err(EOVERFLOW));
         assert_eq!(checked_size(u64::MAX), Err(EOVERFLOW));
 
@@ -175,5 +180,78 @@ mod cases {
         assert_eq!(checked_index(last), Ok((1 << 23) - 1));
         assert_eq!(checked_index(last + 1), Err(ENOSPC));
         assert_eq!(checked_index(c_int::MAX), Err(ENOSPC));
+    }
+
+    #[test]
+    fn settings() -> Result {
+        let mut core = KBox::init(
+            pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
+            GFP_KERNEL,
+        )?;
+        let all = [false, true];
+        for (no_intx_mask, disable_vga, disable_idle_d3) in all.iter().flat_map(|a| {
+            all.iter()
+                .flat_map(move |b| all.iter().map(move |c| (*a, *b, *c)))
+        }) {
+            let settings = Settings {
+                no_intx_mask,
+                disable_vga,
+                disable_idle_d3,
+            };
+            // SAFETY: The structure is valid, and not a device.
+            unsafe { settings.apply(&mut *core) };
+            assert_eq!(core.nointxmask(), no_intx_mask);
+            assert_eq!(core.disable_vga(), disable_vga);
+            assert_eq!(core.disable_idle_d3(), disable_idle_d3);
+            // Its neighbours among the bits.
+            assert!(!core.has_dyn_msix() && !core.needs_pm_restore());
+        }
+        Ok(())
+    }
+
+    /// A device that has been released is not on the list of its set, whoever still has it.
+    #[test]
+    fn release() -> Result {
+        fn init(list: *mut bindings::list_head) {
+            // SAFETY: The callers pass on what they own.
+            unsafe { bindings::INIT_LIST_HEAD(list) };
+        }
+        let new = || {
+            KBox::init(
+                pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
+                GFP_KERNEL,
+            )
+        };
+        let mut set = KBox::init(
+            pin_init::init_zeroed::<bindings::vfio_device_set>(),
+            GFP_KERNEL,
+        )?;
+        let (mut one, mut other) = (new()?, new()?);
+
+        init(&mut set.device_list);
+        // SAFETY: The lock is in memory that is not moved. The key is static.
+        unsafe {
+            bindings::__mutex_init(
+                &mut set.lock,
+                c"set".as_char_ptr(),
+                crate::static_lock_class!().as_ptr(),
+            )
+        };
+        for core in [&mut one, &mut other] {
+            core.vdev.dev_set = &mut *set;
+            // SAFETY: Both are valid, and not on a list yet.
+            unsafe {
+                bindings::list_add_tail(&mut core.vdev.dev_set_list, &mut set.device_list);
+            }
+        }
+
+        // SAFETY: The device is not registered, and used no more but to look at it.
+        unsafe { Base::release(&mut one.vdev) };
+        assert_eq!(set.device_list.next, &raw mut other.vdev.dev_set_list);
+        assert_eq!(set.device_list.prev, &raw mut other.vdev.dev_set_list);
+        // The VFIO core takes it off the list again.
+        assert_eq!(one.vdev.dev_set_list.next, &raw mut one.vdev.dev_set_list);
+        assert_eq!(one.vdev.dev_set_list.prev, &raw mut one.vdev.dev_set_list);
+        Ok(())
     }
 }

@@ -144,7 +144,9 @@ impl Read {
     #[inline]
     pub fn put(&mut self, data: &[u8]) -> Result {
         let user = self.next(data.len())?;
-        UserSlice::new(user, data.len()).writer().write_slice(data)?;
+        UserSlice::new(user, data.len())
+            .writer()
+            .write_slice(data)?;
 
         // INVARIANT: `next` checked that so many remain.
         self.done += data.len();

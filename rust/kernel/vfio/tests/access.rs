@@ -242,10 +242,7 @@ mod cases {
             read(2, 0x104, &[1, 2]),
             (2, [0, 0, rest, rest, rest, rest, rest, rest])
         );
-        assert_eq!(
-            read(7, 0x104, &[1, 2]),
-            (7, [0, 0, 0, 0, 1, 2, 0, rest])
-        );
+        assert_eq!(read(7, 0x104, &[1, 2]), (7, [0, 0, 0, 0, 1, 2, 0, rest]));
         Ok(())
     }
 
@@ -254,8 +251,8 @@ mod cases {
         let fixture = Fixture::new()?;
         let user = &fixture.memory;
         user.put_at(0, &[1u8, 2, 3, 4, 5, 6, 7, 8]);
-        // What is known of the 4 bytes at `offset` when 8 are written at 0x100, of which `done` have
-        // been taken.
+        // What is known of the 4 bytes at `offset` when 8 are written at 0x100, of which `done`
+        // have been taken.
         let peek = |done: usize, offset: u64| {
             let mut data = [0u8; 4];
             let mut which = 0..0;

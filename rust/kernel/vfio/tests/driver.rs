@@ -536,4 +536,3 @@ impl Fixture {
 pub(super) fn in_region_1(offset: usize) -> i64 {
     (1 << 40) + offset as i64
 }
-

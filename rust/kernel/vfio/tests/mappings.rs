@@ -47,9 +47,8 @@ mod cases {
         assert_eq!(file.mmap(0, PAGE_SIZE, private, start), Err(EINVAL));
 
         // One that can only be read, of pages of the driver's own.
-        let read_only = |count: usize, flags, prot| {
-            file.mmap_prot(0, count * PAGE_SIZE, flags, 0, prot)
-        };
+        let read_only =
+            |count: usize, flags, prot| file.mmap_prot(0, count * PAGE_SIZE, flags, 0, prot);
         let (read, write) = (bindings::PROT_READ, bindings::PROT_WRITE);
         let pages = read_only(2, shared, read)?;
         assert_eq!(get::<[u8; 8]>(pages.addr + PAGE_SIZE), [0; 8]);

@@ -91,8 +91,7 @@ impl OpenFile {
     ) -> Result<Mapped> {
         let (prot, flags) = (prot as usize, flags as usize);
         // SAFETY: The thread has an address space, and the function checks its arguments.
-        let addr =
-            unsafe { bindings::vm_mmap(self.0, addr, len, prot, flags, offset as usize) };
+        let addr = unsafe { bindings::vm_mmap(self.0, addr, len, prot, flags, offset as usize) };
         let addr = result(addr as isize)? as usize;
         Ok(Mapped { addr, len })
     }
