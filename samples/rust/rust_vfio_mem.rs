@@ -7,7 +7,7 @@
 //! through `/dev/vfio/devices/vfioX`, as any other.
 
 use kernel::{
-    eventfd, faux, new_mutex,
+    eventfd, new_mutex,
     page::PAGE_SHIFT,
     prelude::*,
     sizes::SZ_4M,
@@ -68,7 +68,7 @@ impl vfio::Operations for MemDriver {
     type OpenData<'open> = Session<'open>;
 
     fn open<'open, 'bound: 'open>(
-        _device: &vfio::Device<Self, vfio::Opening>,
+        _device: &'open vfio::Device<Self, vfio::Opening>,
         hardware: Pin<&'open Hardware>,
     ) -> impl PinInit<Session<'open>, Error> {
         // A user finds the device as it was when it was loaded.
@@ -80,8 +80,11 @@ impl vfio::Operations for MemDriver {
         })
     }
 
-    fn info(_device: &vfio::Device<Self, vfio::Opened>, _this: Pin<&Session<'_>>) -> vfio::Info {
-        vfio::Info {
+    fn info(
+        _device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session<'_>>,
+    ) -> vfio::DeviceInfo {
+        vfio::DeviceInfo {
             kind: vfio::Kind::Other,
             num_regions: MEMORY + 1,
             num_irqs: DOORBELL + 1,
@@ -125,11 +128,11 @@ impl vfio::Operations for MemDriver {
         }
     }
 
-    fn mmap(
-        _device: &vfio::Device<Self, vfio::Opened>,
+    fn mmap<'request>(
+        _device: &vfio::Device<Self, vfio::Mmap>,
         this: Pin<&Session<'_>>,
-        mapping: &region::Mapping<'_>,
-    ) -> Result {
+        mapping: region::Mapping<'request>,
+    ) -> Result<region::Mapped<'request>> {
         match mapping.position().index {
             MEMORY => this.hardware.memory.map(mapping),
             _ => Err(EINVAL),
@@ -138,15 +141,15 @@ impl vfio::Operations for MemDriver {
 
     #[inline]
     fn get_unmapped_area<'request>(
-        _device: &vfio::Device<Self, vfio::Opened>,
+        _device: &vfio::Device<Self, vfio::Mmap>,
         this: Pin<&Session<'_>>,
-        request: placement::Request<'request>,
-    ) -> Result<vfio::Placement<'request>> {
+        search: placement::Search<'request>,
+    ) -> Result<placement::Placement<'request>> {
         // Addresses that look like the offsets they stand for are of no use to memory that is
         // mapped page by page. A device whose memory lies together would gain larger leaves.
-        match request.position().index {
-            MEMORY if this.hardware.place => Ok(request.congruent_to_offset(MEMORY_ORDER)),
-            _ => Ok(request.anywhere()),
+        match search.position().index {
+            MEMORY if this.hardware.place => Ok(search.congruent_to_offset(MEMORY_ORDER)),
+            _ => Ok(search.anywhere()),
         }
     }
 
@@ -167,7 +170,7 @@ impl vfio::Operations for MemDriver {
     fn set_irqs(
         _device: &vfio::Device<Self, vfio::Opened>,
         this: Pin<&Session<'_>>,
-        request: irq::Request,
+        request: irq::SetIrqs,
     ) -> Result {
         if request.action != irq::Action::Trigger {
             return Err(EINVAL);
@@ -202,30 +205,22 @@ impl vfio::Operations for MemDriver {
     }
 }
 
-// The registration goes before its parent does.
 struct SampleModule {
     _registration: emulated::Registration<MemDriver>,
-    _parent: faux::Registration,
 }
 
 impl kernel::Module for SampleModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let parent = faux::Registration::new(c"rust_vfio_mem", None)?;
         let hardware = Hardware {
             memory: vfio::Memory::new(MEMORY_SIZE)?,
             place: module_parameters::place.value(),
         };
-        let registration = emulated::Registration::new(parent.as_ref().as_ref(), Ok(hardware))?;
+        let registration = emulated::Registration::new(c"rust_vfio_mem", Ok(hardware))?;
 
-        dev_info!(
-            parent.as_ref(),
-            "ready as {}\n",
-            registration.device().as_ref().name()
-        );
+        dev_info!(registration.device(), "ready\n");
 
         Ok(Self {
             _registration: registration,
-            _parent: parent,
         })
     }
 }

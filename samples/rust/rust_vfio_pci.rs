@@ -15,11 +15,10 @@
 //! echo 1b36 0005 > /sys/bus/pci/drivers/rust_vfio_pci/new_id
 //! ```
 //!
-//! What is left to vfio-pci are its list of devices that are not to be given away, the regions of
-//! Intel graphics, and its module parameters but `enable_sriov`.
+//! What only vfio-pci has is its list of devices that are not to be given away, the regions of
+//! Intel graphics, and the module parameters `ids` and `disable_denylist`.
 
 use kernel::{
-    device::Core,
     pci,
     prelude::*,
     vfio, //
@@ -34,7 +33,7 @@ impl vfio::Operations for PciDriver {
     type OpenData<'open> = ();
 
     fn open<'open, 'bound: 'open>(
-        _device: &vfio::Device<Self, vfio::Opening>,
+        _device: &'open vfio::Device<Self, vfio::Opening>,
         _data: Pin<&'open ()>,
     ) -> impl PinInit<(), Error> {
         Ok(())
@@ -53,10 +52,18 @@ impl vfio::pci::Driver for PciDriver {
     const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
 
     fn probe<'bound>(
-        _dev: &'bound pci::Device<Core<'_>>,
+        _dev: &'bound pci::Device,
         _id_info: Option<&'bound ()>,
     ) -> impl PinInit<(), Error> + 'bound {
         Ok(())
+    }
+
+    fn settings(_dev: &pci::Device) -> vfio::pci::Settings {
+        vfio::pci::Settings {
+            no_intx_mask: module_parameters::nointxmask.value(),
+            disable_vga: module_parameters::disable_vga.value(),
+            disable_idle_d3: module_parameters::disable_idle_d3.value(),
+        }
     }
 
     fn sriov_configure(
@@ -81,6 +88,18 @@ kernel::module_vfio_pci_driver! {
         enable_sriov: bool {
             default: false,
             description: "Whether virtual functions can be enabled",
+        },
+        nointxmask: bool {
+            default: false,
+            description: "Whether not to mask INTx by PCI 2.3",
+        },
+        disable_vga: bool {
+            default: false,
+            description: "Whether not to give access to the addresses of legacy VGA",
+        },
+        disable_idle_d3: bool {
+            default: false,
+            description: "Whether not to put unused devices into D3",
         },
     },
 }

@@ -7,12 +7,12 @@
 //! - a region of its own: a notebook, of memory that can be read, written and mapped;
 //! - places for the mappings of the notebook, of which those that differ by a multiple of its size
 //!   are at addresses that do so, too;
-//! - a reset that clears the notebook, too.
+//! - a reset that clears the notebook, and stops the test that the device is running.
 //!
 //! QEMU makes the device with `-device pci-testdev`.
 
 use kernel::{
-    device::Core,
+    io::Io,
     page::PAGE_SHIFT,
     pci,
     prelude::*,
@@ -38,6 +38,11 @@ const NOTEBOOK: u32 = 1;
 const NOTEBOOK_SIZE: usize = SZ_2M;
 const NOTEBOOK_ORDER: u32 = NOTEBOOK_SIZE.ilog2() - PAGE_SHIFT as u32;
 
+/// The BAR of the registers, of which the driver uses the one that selects a test.
+const REGISTERS: u32 = 0;
+const REGISTERS_SIZE: usize = 0x10;
+const TEST: usize = 0x0;
+
 struct TestdevDriver;
 
 /// A region that is memory.
@@ -49,7 +54,7 @@ impl vfio::pci::Region for Notebook {
 
     fn read(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
         access: &mut region::Read,
     ) -> Result {
         self.0.read(access)
@@ -57,43 +62,53 @@ impl vfio::pci::Region for Notebook {
 
     fn write(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
         access: &mut region::Write,
     ) -> Result {
         self.0.write(access)
     }
 
-    fn mmap(
+    fn mmap<'request>(
         &self,
-        _device: &vfio::Device<TestdevDriver, vfio::Opened>,
-        mapping: &region::Mapping<'_>,
-    ) -> Result {
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
+        mapping: region::Mapping<'request>,
+    ) -> Result<region::Mapped<'request>> {
         self.0.map(mapping)
+    }
+
+    fn get_unmapped_area<'request>(
+        &self,
+        _device: &vfio::Device<TestdevDriver, vfio::InRegion>,
+        search: placement::Search<'request>,
+    ) -> Result<placement::Placement<'request>> {
+        Ok(search.congruent_to_offset(NOTEBOOK_ORDER))
     }
 }
 
 /// What there is while the device is open.
-struct Session {
+struct Session<'open> {
     notebook: Arc<vfio::Memory>,
-    /// The index of the region.
-    index: u32,
+    registers: vfio::pci::Bar<'open, REGISTERS_SIZE>,
 }
 
-impl Session {
-    fn new(device: &vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
+impl<'open> Session<'open> {
+    fn new(device: &'open vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
         let notebook = Arc::new(vfio::Memory::new(NOTEBOOK_SIZE)?, GFP_KERNEL)?;
         let info = region::Info {
             size: notebook.size(),
             flags: region::Flag::Read | region::Flag::Write | region::Flag::Mmap,
         };
 
-        let index = device.add_region(
+        device.add_region(
             vfio::pci::vendor_kind(VENDOR.as_raw()),
             NOTEBOOK,
             info,
             Notebook(notebook.clone()),
         )?;
-        Ok(Self { notebook, index })
+        Ok(Self {
+            notebook,
+            registers: device.bar_sized(REGISTERS)?,
+        })
     }
 }
 
@@ -101,43 +116,29 @@ impl Session {
 impl vfio::Operations for TestdevDriver {
     type Base = vfio::pci::Base;
     type RegistrationData<'bound> = ();
-    type OpenData<'open> = Session;
+    type OpenData<'open> = Session<'open>;
 
     fn open<'open, 'bound: 'open>(
-        device: &vfio::Device<Self, vfio::Opening>,
+        device: &'open vfio::Device<Self, vfio::Opening>,
         _data: Pin<&'open ()>,
-    ) -> impl PinInit<Session, Error> {
+    ) -> impl PinInit<Session<'open>, Error> {
         Session::new(device)
     }
 
     fn read(
         device: &vfio::Device<Self, vfio::Opened>,
-        _this: Pin<&Session>,
+        _this: Pin<&Session<'_>>,
         access: &mut region::Read,
     ) -> Result {
-        let index = access.position().index;
-
-        device.core_read(access)?;
-        if index == vfio::pci::CONFIG_REGION {
-            access.patch(SUBSYSTEM, &SUBSYSTEM_ID)?;
+        if access.position().index != vfio::pci::CONFIG_REGION {
+            return device.core_read(access);
         }
-        Ok(())
+        access.replace(SUBSYSTEM, &SUBSYSTEM_ID, |access| device.core_read(access))
     }
 
-    fn get_unmapped_area<'request>(
-        device: &vfio::Device<Self, vfio::Opened>,
-        this: Pin<&Session>,
-        request: placement::Request<'request>,
-    ) -> Result<vfio::Placement<'request>> {
-        if request.position().index == this.index {
-            Ok(request.congruent_to_offset(NOTEBOOK_ORDER))
-        } else {
-            Ok(device.core_place(request))
-        }
-    }
-
-    fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session>) -> Result {
+    fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {
         this.notebook.clear();
+        this.registers.write8(0, TEST);
 
         // The device of QEMU has no reset that vfio-pci-core knows of, which is no reason to fail.
         match device.core_reset() {
@@ -159,7 +160,7 @@ impl vfio::pci::Driver for TestdevDriver {
     const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
 
     fn probe<'bound>(
-        _dev: &'bound pci::Device<Core<'_>>,
+        _dev: &'bound pci::Device,
         _id_info: Option<&'bound ()>,
     ) -> impl PinInit<(), Error> + 'bound {
         Ok(())

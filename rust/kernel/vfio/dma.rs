@@ -15,18 +15,43 @@
 //! What is mapped for a device on a bus is for that device, and not for its driver:
 //!
 //! ```ignore,compile_fail,E0599
-//! # use kernel::{prelude::*, vfio::{self, dma::Access, Device, Opened}};
+//! # use kernel::{prelude::*, vfio::{self, Device, Opened}};
 //! fn fetch<T>(device: &Device<T, Opened>, data: &mut [u8]) -> Result
 //! where
 //!     T: vfio::Operations<Base = vfio::pci::Base>,
 //! {
-//!     let _pages = device.pin_pages(0x1000, 1, Access::Read)?;
 //!     device.dma_read(0x1000, data)
 //! }
 //! ```
+//!
+//! While a region is being mapped, memory of userspace cannot be accessed, since the lock that this
+//! needs is held:
+//!
+//! ```ignore,compile_fail,E0599
+//! # use kernel::{prelude::*, vfio::{self, Device, Mmap}};
+//! fn fetch<T>(device: &Device<T, Mmap>, data: &mut [u8]) -> Result
+//! where
+//!     T: vfio::Operations<Base = vfio::emulated::Base>,
+//! {
+//!     device.dma_read(0x1000, data)
+//! }
+//! ```
+//!
+//! # Pinned pages
+//!
+//! [`Device::pin_pages`] pins pages for as long as the driver likes, but userspace can unmap them
+//! at any time. It then is the abstraction that unpins them, after [`Operations::dma_unmap`] and
+//! before userspace goes on. So nobody waits for a driver, whatever it does with its
+//! [`PinnedPages`]: these are a name for the pages, and no longer have access to them.
 
 use super::{
     emulated,
+    pins::{
+        Pinned,
+        Pins,
+        QUIET, //
+    },
+    shared,
     Device,
     Opened,
     Operations, //
@@ -35,54 +60,13 @@ use crate::{
     bindings,
     dma::DmaAddress,
     error::to_result,
-    new_condvar, new_mutex,
     page::PAGE_SIZE,
     prelude::*,
-    sync::{
-        CondVar,
-        Mutex, //
-    },
+    sync::Arc,
+    time::delay::fsleep, //
 };
 
-/// How many [`PinnedPages`] a device has.
-#[pin_data]
-pub(super) struct Pins {
-    #[pin]
-    count: Mutex<usize>,
-    #[pin]
-    none: CondVar,
-}
-
-impl Pins {
-    pub(super) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            count <- new_mutex!(0),
-            none <- new_condvar!(),
-        })
-    }
-
-    fn add(&self) {
-        *self.count.lock() += 1;
-    }
-
-    fn remove(&self) {
-        let mut count = self.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            self.none.notify_all();
-        }
-    }
-
-    /// Waits until there are none.
-    pub(super) fn wait_for_none(&self) {
-        let mut count = self.count.lock();
-        while *count > 0 {
-            self.none.wait(&mut count);
-        }
-    }
-}
-
-/// What [`PinnedPages`] are pinned for.
+/// What pages are pinned for.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum Access {
     /// To be read.
@@ -96,6 +80,8 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
     pub const MAX_PINNED_PAGES: usize = PAGE_SIZE / size_of::<usize>();
 
     /// Reads what userspace has mapped at `iova`.
+    ///
+    /// May sleep. Fails if not all of it is mapped, with the error of the IOMMU backend.
     #[inline]
     pub fn dma_read(&self, iova: DmaAddress, data: &mut [u8]) -> Result {
         // SAFETY: `data` is valid for writes of its length.
@@ -103,6 +89,9 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
     }
 
     /// Writes to what userspace has mapped at `iova`.
+    ///
+    /// May sleep. Fails if not all of it is mapped to be written, with the error of the IOMMU
+    /// backend.
     #[inline]
     pub fn dma_write(&self, iova: DmaAddress, data: &[u8]) -> Result {
         // SAFETY: `data` is valid for reads of its length, and is not written to.
@@ -120,16 +109,14 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
 
     /// Pins `count` pages of what userspace has mapped at `iova`, rounded down to whole pages.
     ///
-    /// They are pinned until the returned value is dropped. Userspace can unmap them meanwhile, but
-    /// waits for that: they are not for work that takes long.
+    /// They stay pinned until the returned value is dropped, userspace unmaps them, or the device
+    /// is closed. The driver must implement [`Operations::dma_unmap`].
     ///
-    /// The driver must implement [`Operations::dma_unmap`].
-    pub fn pin_pages(
-        &self,
-        iova: DmaAddress,
-        count: usize,
-        access: Access,
-    ) -> Result<PinnedPages<'_, T>> {
+    /// May sleep. Fails with [`E2BIG`] for more than [`MAX_PINNED_PAGES`](Self::MAX_PINNED_PAGES),
+    /// with [`EINVAL`] if `count` is 0, with [`EBUSY`] if userspace has just unmapped some of the
+    /// pages several times, with [`EFAULT`] if not all of them are mapped, and with the errors of
+    /// the IOMMU backend.
+    pub fn pin_pages(&self, iova: DmaAddress, count: usize, access: Access) -> Result<PinnedPages> {
         const_assert!(
             T::HAS_DMA_UNMAP,
             "a driver that pins pages must have `dma_unmap`"
@@ -138,13 +125,32 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
         if count > Self::MAX_PINNED_PAGES {
             return Err(E2BIG);
         }
+        if count == 0 {
+            return Err(EINVAL);
+        }
         let prot = match access {
             Access::Read => bindings::IOMMU_READ,
             Access::ReadWrite => bindings::IOMMU_READ | bindings::IOMMU_WRITE,
         };
+        // CAST: A page has far less than 2^32 bytes.
+        let iova = iova - iova % PAGE_SIZE as DmaAddress;
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
 
-        self.pins.add();
+        // SAFETY: By the type invariants, the device is open.
+        let pins = unsafe { self.state() };
+        if pins.state.lock().is_quiet(iova, count) {
+            fsleep(QUIET);
+        }
+
+        // What is pinned is in the list when the lock is released, or is not pinned any more.
+        let mut state = pins.state.lock();
+        if state.is_quiet(iova, count) {
+            return Err(EBUSY);
+        }
+        state.pins.reserve(1, GFP_KERNEL)?;
+        let id = state.next;
+        state.next += 1;
+
         // SAFETY: By the type invariants, the device is open. `pages` has room for `count`
         // pointers.
         // CAST: `count` is at most `MAX_PINNED_PAGES`, and the flags are small as well.
@@ -157,54 +163,153 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
                 pages.as_mut_ptr(),
             )
         };
-        let Ok(pinned) = usize::try_from(ret) else {
-            self.pins.remove();
-            return Err(Error::from_errno(ret));
-        };
+        to_result(ret)?;
+        // CAST: It is not negative.
+        let pinned = ret as usize;
         // SAFETY: The function has written so many pointers, which is at most `count`.
         unsafe { pages.inc_len(pinned) };
 
-        // INVARIANT: The function has pinned these pages, and they were counted above.
-        let pages = PinnedPages {
-            device: self,
+        // INVARIANT: The function has pinned these pages for the device, which is open. The list is
+        // cleared before the device is closed.
+        let pin = Pinned {
+            id,
             iova,
             pages,
+            vdev: self.as_raw(),
+            unpin: unpin::<T>,
         };
         if pinned < count {
             return Err(EFAULT);
         }
-        Ok(pages)
-    }
-}
-
-/// Pages of userspace that stay where they are.
-///
-/// # Invariants
-///
-/// `pages` are those that are pinned for `device` from `iova` on. They are counted in its `pins`.
-pub struct PinnedPages<'a, T: Operations<Base = emulated::Base>> {
-    device: &'a Device<T, Opened>,
-    iova: DmaAddress,
-    pages: KVec<*mut bindings::page>,
-}
-
-impl<T: Operations<Base = emulated::Base>> PinnedPages<'_, T> {
-    /// Returns the page frames, in the order of the addresses that userspace has given them.
-    pub fn frames(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
-        self.pages.iter().map(|page| {
-            // SAFETY: By the type invariants, the page is pinned, and therefore valid.
-            unsafe { bindings::page_to_pfn(*page) }
+        state.pins.push_within_capacity(pin)?;
+        Ok(PinnedPages {
+            pins: pins.clone(),
+            id,
+            count,
+            access,
         })
     }
 }
 
-impl<T: Operations<Base = emulated::Base>> Drop for PinnedPages<'_, T> {
+/// Unpins `count` pages at `iova`.
+///
+/// # Safety
+///
+/// `vdev` must be an open `Device<T>`, for which so many pages are pinned there.
+// Generic, although it need not be: VFIO can be a module, and so is the driver then.
+unsafe fn unpin<T: Operations>(vdev: *mut bindings::vfio_device, iova: DmaAddress, count: usize) {
+    // SAFETY: By the requirements of this function.
+    // CAST: There are at most `MAX_PINNED_PAGES`.
+    unsafe { bindings::vfio_unpin_pages(vdev, iova, count as c_int) };
+}
+
+/// Pages of userspace that stay where they are until it unmaps them.
+///
+/// They can be kept in the open data, or anywhere else. When userspace has unmapped one of them, or
+/// when the device has been closed, the methods fail with [`ENXIO`].
+pub struct PinnedPages {
+    pins: Arc<Pins>,
+    id: u64,
+    count: usize,
+    access: Access,
+}
+
+impl PinnedPages {
+    /// Returns the size in bytes, a multiple of the page size.
+    #[expect(clippy::len_without_is_empty)]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.count * PAGE_SIZE
+    }
+
+    /// Calls `f` with the pages, which stay pinned until it returns.
+    fn with_pages<R>(&self, f: impl FnOnce(&[*mut bindings::page]) -> R) -> Result<R> {
+        let state = self.pins.state.lock();
+        let index = state.find(self.id).ok_or(ENXIO)?;
+        Ok(f(&state.pins[index].pages))
+    }
+
+    /// Calls `f` for the pieces of `len` bytes at `offset` that are in one page each, with the
+    /// address of the piece, where it is in the `len` bytes, and its size.
+    fn each_piece(
+        &self,
+        offset: usize,
+        len: usize,
+        mut f: impl FnMut(*mut u8, usize, usize),
+    ) -> Result {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(EINVAL);
+        }
+        self.with_pages(|pages| {
+            let mut done = 0;
+            while done < len {
+                let at = offset + done;
+                let in_page = at % PAGE_SIZE;
+                let size = (PAGE_SIZE - in_page).min(len - done);
+
+                // SAFETY: The page is pinned, and so is valid.
+                let start = unsafe { bindings::kmap_local_page(pages[at / PAGE_SIZE]) };
+                f(start.cast::<u8>().wrapping_add(in_page), done, size);
+                // SAFETY: `start` was returned by `kmap_local_page()`, and is the last such address
+                // of this task.
+                unsafe { bindings::kunmap_local(start) };
+                done += size;
+            }
+        })
+    }
+
+    /// Copies what is at `offset`, in bytes, to `data`.
+    ///
+    /// May sleep. Fails with [`EINVAL`] if that is not within the pages, and with [`ENXIO`] if they
+    /// are no longer pinned.
+    pub fn read(&self, offset: usize, data: &mut [u8]) -> Result {
+        let len = data.len();
+        let data = data.as_mut_ptr();
+        self.each_piece(offset, len, |page, at, size| {
+            // SAFETY: `page` is mapped and valid for `size` bytes, and so is `data` from `at` on.
+            unsafe { shared::read(page, data.add(at), size) }
+        })
+    }
+
+    /// Copies `data` to `offset`, in bytes.
+    ///
+    /// May sleep. Fails with [`EACCES`] if the pages are pinned to be read only, and as
+    /// [`read`](Self::read) does.
+    pub fn write(&self, offset: usize, data: &[u8]) -> Result {
+        if self.access == Access::Read {
+            return Err(EACCES);
+        }
+        self.each_piece(offset, data.len(), |page, at, size| {
+            // SAFETY: `page` is mapped and valid for `size` bytes, and so is `data` from `at` on.
+            unsafe { shared::write(data.as_ptr().add(at), page, size) }
+        })
+    }
+
+    /// Returns the numbers of the page frames, in the order of the addresses.
+    ///
+    /// They are for hardware that the driver has told to access them, and that it stops when
+    /// [`Operations::dma_unmap`] is called for one of the pages.
+    ///
+    /// May sleep. Fails with [`ENXIO`] if the pages are no longer pinned, and with [`ENOMEM`].
+    pub fn frames(&self) -> Result<KVec<usize>> {
+        let mut frames = KVec::with_capacity(self.count, GFP_KERNEL)?;
+        self.with_pages(|pages| -> Result {
+            for page in pages {
+                // SAFETY: The page is pinned, and so is valid.
+                frames.push_within_capacity(unsafe { bindings::page_to_pfn(*page) })?;
+            }
+            Ok(())
+        })??;
+        Ok(frames)
+    }
+}
+
+impl Drop for PinnedPages {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, so many pages are pinned there, and the device is open.
-        // CAST: There are at most `MAX_PINNED_PAGES`.
-        unsafe {
-            bindings::vfio_unpin_pages(self.device.as_raw(), self.iova, self.pages.len() as c_int)
-        };
-        self.device.pins.remove();
+        let mut state = self.pins.state.lock();
+        if let Some(index) = state.find(self.id) {
+            // It is in the list, so that the device has not been closed.
+            let _ = state.pins.remove(index);
+        }
     }
 }

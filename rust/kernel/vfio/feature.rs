@@ -39,8 +39,12 @@ pub const DMA_BUF: u16 = bindings::VFIO_DEVICE_FEATURE_DMA_BUF as u16;
 
 /// A request to get, set or probe a feature (`VFIO_DEVICE_FEATURE`).
 ///
-/// Whatever it is that userspace wants, the driver says what it offers: a value to get, one to set,
-/// or both. The request then is answered or refused as is right.
+/// The driver says what it offers: a value to get, one to set, or both. The request is then
+/// answered or refused accordingly.
+///
+/// The methods that answer it return what the ioctl is to return. They fail with [`EINVAL`] if
+/// userspace asks for something that is not offered or has too small a buffer, and with [`EFAULT`]
+/// if it has no memory where it said.
 ///
 /// # Examples
 ///
@@ -48,21 +52,21 @@ pub const DMA_BUF: u16 = bindings::VFIO_DEVICE_FEATURE_DMA_BUF as u16;
 /// use kernel::{prelude::*, vfio::feature};
 ///
 /// /// The number of a feature, and its value, a `u64` that can be read only.
-/// fn feature(request: feature::Request<'_>) -> Result<i32> {
-///     match request.index() {
-///         0x40 => request.get(|| Ok(42u64)),
+/// fn feature(feature: feature::Feature<'_>) -> Result<i32> {
+///     match feature.index() {
+///         0x40 => feature.get(|| Ok(42u64)),
 ///         _ => Err(ENOTTY),
 ///     }
 /// }
 /// ```
-pub struct Request<'request> {
+pub struct Feature<'request> {
     pub(super) flags: u32,
     pub(super) data: UserPtr,
     pub(super) size: usize,
     _brand: PhantomData<fn(&'request ()) -> &'request ()>,
 }
 
-impl Request<'_> {
+impl Feature<'_> {
     /// `flags` are those that the VFIO core has checked, and `size` is that of what is at `data`.
     #[inline]
     pub(super) fn new(flags: u32, data: UserPtr, size: usize) -> Self {

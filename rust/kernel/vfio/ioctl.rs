@@ -5,8 +5,8 @@
 //! C header: [`include/uapi/linux/vfio.h`](srctree/include/uapi/linux/vfio.h)
 
 use super::{
+    base::private::Base,
     irq,
-    private::Base,
     Device,
     Opened,
     Operations,
@@ -55,36 +55,36 @@ type IrqInfo = [u32; 4];
 static_assert!(size_of::<bindings::vfio_irq_info>() == size_of::<IrqInfo>());
 
 /// The fields of `struct vfio_irq_set` that precede the data, as its five `u32`s.
-type IrqSet = [u32; irq::Request::FIELDS];
+type IrqSet = [u32; irq::SetIrqs::FIELDS];
 static_assert!(offset_of!(bindings::vfio_irq_set, count) == 4 * size_of::<u32>());
-static_assert!(irq::Request::FIELDS == 5);
+static_assert!(irq::SetIrqs::FIELDS == 5);
 
 /// An ioctl that no other method of the driver stands for.
 ///
-/// As it is userspace that waits for it, it is not to be put off:
+/// Userspace waits for it, so that it is handled before the method returns:
 ///
 /// ```
-/// # use kernel::{prelude::*, vfio::ioctl::Request};
-/// fn queue<'request>(request: Request<'request>, later: &mut KVec<Request<'request>>) -> Result {
-///     Ok(later.push(request, GFP_KERNEL)?)
+/// # use kernel::{prelude::*, vfio::ioctl::Ioctl};
+/// fn queue<'request>(ioctl: Ioctl<'request>, later: &mut KVec<Ioctl<'request>>) -> Result {
+///     Ok(later.push(ioctl, GFP_KERNEL)?)
 /// }
 /// ```
 ///
 /// is possible within the call, and not with a queue that is there for longer:
 ///
 /// ```ignore,compile_fail,E0521
-/// # use kernel::{prelude::*, vfio::ioctl::Request};
-/// fn queue<'request>(request: Request<'request>, later: &mut KVec<Request<'static>>) -> Result {
-///     Ok(later.push(request, GFP_KERNEL)?)
+/// # use kernel::{prelude::*, vfio::ioctl::Ioctl};
+/// fn queue<'request>(ioctl: Ioctl<'request>, later: &mut KVec<Ioctl<'static>>) -> Result {
+///     Ok(later.push(ioctl, GFP_KERNEL)?)
 /// }
 /// ```
-pub struct Request<'request> {
+pub struct Ioctl<'request> {
     cmd: u32,
     arg: usize,
     _brand: PhantomData<fn(&'request ()) -> &'request ()>,
 }
 
-impl Request<'_> {
+impl Ioctl<'_> {
     /// Returns the number of the ioctl.
     #[inline]
     pub fn cmd(&self) -> u32 {
@@ -166,12 +166,12 @@ pub(super) fn dispatch<T: Operations>(
             T::set_irqs(
                 device,
                 this,
-                irq::Request::decode(fields, data, count, num_irqs)?,
+                irq::SetIrqs::decode(fields, data, count, num_irqs)?,
             )?;
             Ok(0)
         }
         GET_INFO if T::HAS_RESET => {
-            let ret = rest(device, this, cmd, arg)?;
+            let ret = forward(device, this, cmd, arg)?;
 
             // The base does not know of the driver's reset.
             let flags = user.wrapping_byte_add(offset_of!(bindings::vfio_device_info, flags));
@@ -183,24 +183,24 @@ pub(super) fn dispatch<T: Operations>(
             T::reset(device, this)?;
             Ok(0)
         }
-        _ => rest(device, this, cmd, arg),
+        _ => forward(device, this, cmd, arg),
     }
 }
 
 /// Passes on an ioctl that no other method of the driver stands for.
-fn rest<T: Operations>(
+fn forward<T: Operations>(
     device: &Device<T, Opened>,
     this: Pin<&T::OpenData<'_>>,
     cmd: u32,
     arg: usize,
 ) -> Result<isize> {
     if T::HAS_IOCTL {
-        let request = Request {
+        let ioctl = Ioctl {
             cmd,
             arg,
             _brand: PhantomData,
         };
-        return T::ioctl(device, this, request);
+        return T::ioctl(device, this, ioctl);
     }
 
     // SAFETY: The context of `device` shows that it is open.

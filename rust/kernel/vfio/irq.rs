@@ -55,14 +55,14 @@ pub enum Action {
     Trigger,
 }
 
-/// Which of the interrupts of a [`Request`] the action is for, and when.
+/// Which of the interrupts of a [`SetIrqs`] the action is for, and when.
 pub enum Data {
     /// For all of them, now.
     None,
     /// For those that are `true`, now.
     Bool(KVec<bool>),
-    /// For each when its eventfd is signalled or, if the action is [`Action::Trigger`], the other
-    /// way round: from now on signal the eventfd. [`None`] is to undo that.
+    /// For each that has one, its eventfd: with [`Action::Trigger`] the one to signal from now on,
+    /// with the others one whose signal does the action. [`None`] is to undo that.
     EventFd(KVec<Option<eventfd::Context>>),
 }
 
@@ -70,7 +70,7 @@ pub enum Data {
 ///
 /// `count` may be 0. Then [`Action::Trigger`] with [`Data::None`] is to disable all interrupts of
 /// `index`.
-pub struct Request {
+pub struct SetIrqs {
     /// The index of the interrupts.
     pub index: u32,
     /// The first of them that the request is for.
@@ -84,12 +84,17 @@ pub struct Request {
     pub data: Data,
 }
 
-impl Request {
+impl SetIrqs {
     /// The number of fields of `struct vfio_irq_set` before the data, each of which is a `u32`.
     pub(super) const FIELDS: usize = offset_of!(bindings::vfio_irq_set, data) / size_of::<u32>();
 
     /// Decodes a request that starts with `fields` and continues at `data`, for the interrupts of
     /// an index of which there are `count`, on a device that has `num_irqs` indices.
+    ///
+    /// Fails with [`EINVAL`] if the request is not within that, with [`EBADF`] if a descriptor is
+    /// not open, with [`EFAULT`] if userspace has no memory where it said, and with [`ENOMEM`].
+    // What calls a function of VFIO is inlined: VFIO can be a module, and so is the driver then.
+    #[inline]
     pub(super) fn decode(
         fields: [u32; Self::FIELDS],
         data: UserPtr,

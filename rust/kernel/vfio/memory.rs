@@ -2,16 +2,18 @@
 
 //! Regions that are ordinary memory.
 
-use super::region::{
-    Mapping,
-    Position,
-    Read,
-    Write, //
+use super::{
+    region::{
+        Mapped,
+        Mapping,
+        Position,
+        Read,
+        Write, //
+    },
+    shared, //
 };
 use crate::{
     bindings,
-    error::to_result,
-    mm::virt::flags,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -22,8 +24,10 @@ use core::ptr::NonNull;
 
 /// The memory of a region that userspace can read, write and map.
 ///
-/// Once it is mapped it can change at any time, so that the kernel never has a reference to its
-/// content: it copies.
+/// Userspace can change it at any time once it is mapped, so that the kernel never has a reference
+/// to its content. All accesses of the kernel are copies by functions of C, which the compiler of
+/// Rust does not look into, or volatile: concurrent changes give a mixture of old and new bytes,
+/// and nothing worse.
 ///
 /// # Invariants
 ///
@@ -40,15 +44,15 @@ use core::ptr::NonNull;
 /// # Ok::<(), Error>(())
 /// ```
 pub struct Memory {
-    start: NonNull<c_void>,
+    start: NonNull<u8>,
     size: usize,
 }
 
-/// How much is copied at a time, through a buffer on the stack.
-const CHUNK: usize = 256;
-
 impl Memory {
-    /// Allocates `size` bytes, rounded up to whole pages, of zeroes. `size` must not be 0.
+    /// Allocates `size` bytes of zeroes, rounded up to whole pages.
+    ///
+    /// May sleep. Fails with [`EINVAL`] if `size` is 0, with [`EOVERFLOW`] if it cannot be rounded
+    /// up, and with [`ENOMEM`].
     pub fn new(size: usize) -> Result<Self> {
         if size == 0 {
             return Err(EINVAL);
@@ -60,7 +64,7 @@ impl Memory {
 
         // INVARIANT: The memory was just allocated, with this size.
         Ok(Self {
-            start: NonNull::new(start).ok_or(ENOMEM)?,
+            start: NonNull::new(start.cast()).ok_or(ENOMEM)?,
             size,
         })
     }
@@ -71,79 +75,62 @@ impl Memory {
         self.size as u64
     }
 
-    /// Copies to the buffer of `access` what is at its position, until one of them ends.
-    pub fn read(&self, access: &mut Read) -> Result {
-        let mut chunk = [0; CHUNK];
-        let position = access.position();
-        let buffer = access.buffer();
-
-        self.each_chunk(position, buffer.len(), |memory, len| {
-            // SAFETY: `memory` and `chunk` are valid for `len` bytes and do not overlap. That
-            // userspace may write to `memory` meanwhile is `memcpy()`'s to bear, which is not
-            // compiled with us.
-            unsafe { bindings::memcpy(chunk.as_mut_ptr().cast(), memory.cast_const(), len) };
-            buffer.write_slice(&chunk[..len])
-        })
-    }
-
-    /// Copies what is in the buffer of `access` to its position, until one of them ends.
-    pub fn write(&self, access: &mut Write) -> Result {
-        let mut chunk = [0; CHUNK];
-        let position = access.position();
-        let buffer = access.buffer();
-
-        self.each_chunk(position, buffer.len(), |memory, len| {
-            buffer.read_slice(&mut chunk[..len])?;
-            // SAFETY: As in `read`, the other way round.
-            unsafe { bindings::memcpy(memory, chunk.as_ptr().cast(), len) };
-            Ok(())
-        })
-    }
-
-    /// Calls `copy` for the pieces of the memory that are within `count` bytes from `position`.
+    /// Returns the memory at `position`, and how many of `count` bytes there are.
     ///
-    /// Those lengths are at most [`CHUNK`], and the pointers are valid for them.
-    fn each_chunk(
-        &self,
-        position: Position,
-        count: usize,
-        mut copy: impl FnMut(*mut c_void, usize) -> Result,
-    ) -> Result {
-        let count = position.within(count, self.size())?;
+    /// Fails with [`EINVAL`] behind the end.
+    #[inline]
+    fn at(&self, position: Position, count: usize) -> Result<(*mut u8, usize)> {
+        let len = position.within(count, self.size())?;
         // CAST: `within` checked that it is not larger than `size`.
-        let offset = position.offset as usize;
+        let start = self
+            .start
+            .as_ptr()
+            .wrapping_byte_add(position.offset as usize);
+        Ok((start, len))
+    }
 
-        for start in (0..count).step_by(CHUNK) {
-            // SAFETY: `start` is less than `count`, and `offset + count` is not beyond `size`,
-            // which by the type invariant is the size of the allocation.
-            let memory = unsafe { self.start.as_ptr().byte_add(offset + start) };
-            copy(memory, CHUNK.min(count - start))?;
-        }
-        Ok(())
+    /// Gives userspace what is at the position of `access`, until the memory or the access ends.
+    ///
+    /// Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if userspace has no
+    /// memory where it said.
+    pub fn read(&self, access: &mut Read) -> Result {
+        let (data, len) = self.at(access.position(), access.remaining())?;
+        // SAFETY: By the type invariant and `at`, `data` is valid for `len` bytes.
+        unsafe { access.put_shared(data, len) }
+    }
+
+    /// Takes from userspace what is at the position of `access`, until the memory or the access
+    /// ends.
+    ///
+    /// Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if userspace has no
+    /// memory where it said.
+    pub fn write(&self, access: &mut Write) -> Result {
+        let (data, len) = self.at(access.position(), access.remaining())?;
+        // SAFETY: By the type invariant and `at`, `data` is valid for `len` bytes.
+        unsafe { access.take_shared(data, len) }
     }
 
     /// Overwrites the memory with zeroes.
     pub fn clear(&self) {
-        // SAFETY: By the type invariant, `start` is valid for `size` bytes. For concurrent accesses
-        // see `read`.
-        unsafe { bindings::memset(self.start.as_ptr(), 0, self.size) };
+        // SAFETY: By the type invariant, `start` is valid for `size` bytes.
+        unsafe { shared::clear(self.start.as_ptr(), self.size) };
     }
 
-    /// Maps the memory as `mapping` asks for.
+    /// Maps the memory.
     ///
-    /// Fails with [`EINVAL`] if that is not a shared mapping, or not within the memory. The mapping
-    /// may outlive `self`.
-    pub fn map(&self, mapping: &Mapping<'_>) -> Result {
-        if mapping.vma().flags() & flags::SHARED == 0 {
+    /// The mapping may outlive `self`. Fails with [`EINVAL`] if it is not shared, or not within the
+    /// memory.
+    pub fn map<'request>(&self, mapping: Mapping<'request>) -> Result<Mapped<'request>> {
+        if !mapping.is_shared() {
             return Err(EINVAL);
         }
         let page = usize::try_from(mapping.position().offset >> PAGE_SHIFT)?;
 
-        // SAFETY: The vma is being set up, as `VmaNew` shows. By the type invariant, `start` was
-        // returned by `vmalloc_user()`. The function checks the range, and the pages that it
-        // inserts are reference counted.
-        to_result(unsafe {
-            bindings::remap_vmalloc_range(mapping.vma().as_ptr(), self.start.as_ptr(), page)
+        mapping.answer(|vma| {
+            // SAFETY: The vma is being set up, and nothing is mapped yet, as `Mapping` shows. By
+            // the type invariant, `start` was returned by `vmalloc_user()`. The function checks the
+            // range, and the pages that it inserts are reference counted.
+            unsafe { bindings::remap_vmalloc_range(vma, self.start.as_ptr().cast(), page) }
         })
     }
 }
@@ -152,7 +139,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: By the type invariant, `self` owns the allocation. Pages that are still mapped
         // are freed when they are unmapped.
-        unsafe { bindings::vfree(self.start.as_ptr()) };
+        unsafe { bindings::vfree(self.start.as_ptr().cast()) };
     }
 }
 

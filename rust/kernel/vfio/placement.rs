@@ -12,48 +12,32 @@
 use super::region::Position;
 use crate::{
     bindings,
-    impl_flags,
     page::PAGE_SHIFT, //
 };
 use core::marker::PhantomData;
 
-/// A lifetime that can neither be shortened nor extended, and so stands for one request only.
+/// A lifetime that can neither be shortened nor extended, and so stands for one search only.
 type Brand<'request> = PhantomData<fn(&'request ()) -> &'request ()>;
 
-impl_flags!(
-    /// How userspace asked for a mapping: the flags of `mmap(2)` that concern its place.
-    #[derive(Debug, Clone, Default, Copy, PartialEq, Eq)]
-    pub struct Flags(u32);
-
-    /// One flag of `mmap(2)`.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub enum Flag {
-        /// The mapping is to be at the hint, and replaces what is there.
-        Fixed = bindings::MAP_FIXED,
-        /// The mapping is to be at the hint, and fails if something is there.
-        FixedNoReplace = bindings::MAP_FIXED_NOREPLACE,
-    }
-);
-
-/// A request for a place for a mapping that does not exist yet.
+/// The search for an unmapped area, for a mapping that does not exist yet.
 ///
 /// Without an MMU there is no choice of places, and no value of this type.
 ///
-/// It is for the call that brings it. Within that it can be put anywhere
+/// A search is valid during the call that it is given to. Within that it can be put anywhere
 ///
 /// ```
-/// # use kernel::vfio::placement::Request;
-/// fn keep<'request>(request: Request<'request>, kept: &mut Option<Request<'request>>) {
-///     *kept = Some(request);
+/// # use kernel::vfio::placement::Search;
+/// fn keep<'request>(search: Search<'request>, kept: &mut Option<Search<'request>>) {
+///     *kept = Some(search);
 /// }
 /// ```
 ///
 /// but not where it would stay:
 ///
 /// ```ignore,compile_fail
-/// # use kernel::vfio::placement::Request;
-/// fn keep<'request>(request: Request<'request>, kept: &mut Option<Request<'static>>) {
-///     *kept = Some(request);
+/// # use kernel::vfio::placement::Search;
+/// fn keep<'request>(search: Search<'request>, kept: &mut Option<Search<'static>>) {
+///     *kept = Some(search);
 /// }
 /// ```
 ///
@@ -62,7 +46,7 @@ impl_flags!(
 /// `file`, `addr`, `len`, `pgoff` and `flags` are the arguments of a `get_unmapped_area` file
 /// operation that is running on this task.
 #[cfg_attr(not(CONFIG_MMU), expect(dead_code))]
-pub struct Request<'request> {
+pub struct Search<'request> {
     file: *mut bindings::file,
     addr: usize,
     len: usize,
@@ -74,23 +58,23 @@ pub struct Request<'request> {
     _brand: Brand<'request>,
 }
 
-/// The answer to a [`Request`]: an address that mm found, or why it found none.
+/// The result of a [`Search`]: an address that mm found, or why it found none.
 ///
-/// Only the request can make it, and only to that request is it an answer.
+/// Only the search can make it, and it is the result of no other.
 ///
 /// ```
-/// # use kernel::vfio::placement::{Placement, Request};
-/// fn place<'request>(request: Request<'request>) -> Placement<'request> {
-///     request.anywhere()
+/// # use kernel::vfio::placement::{Placement, Search};
+/// fn place<'request>(search: Search<'request>) -> Placement<'request> {
+///     search.anywhere()
 /// }
 /// ```
 ///
-/// An address that the driver thinks of is none:
+/// An address of the driver's own is not a result:
 ///
 /// ```ignore,compile_fail,E0451
 /// # use core::marker::PhantomData;
-/// # use kernel::vfio::placement::{Placement, Request};
-/// fn place<'request>(_request: Request<'request>) -> Placement<'request> {
+/// # use kernel::vfio::placement::{Placement, Search};
+/// fn place<'request>(_search: Search<'request>) -> Placement<'request> {
 ///     Placement { addr: 0x20_0000, _brand: PhantomData }
 /// }
 /// ```
@@ -110,7 +94,7 @@ impl Placement<'_> {
     }
 }
 
-impl<'request> Request<'request> {
+impl<'request> Search<'request> {
     /// # Safety
     ///
     /// The arguments must be those of a `get_unmapped_area` file operation that runs on this task
@@ -149,23 +133,16 @@ impl<'request> Request<'request> {
         self.len
     }
 
-    /// Returns the address that userspace asks for, if it does.
+    /// Returns the address that userspace would like best, if it said one.
     #[inline]
     pub fn hint(&self) -> Option<usize> {
         (self.addr != 0).then_some(self.addr)
     }
 
-    /// Returns how userspace asks for the mapping.
-    #[inline]
-    pub fn flags(&self) -> Flags {
-        // CAST: The flags of `mmap(2)` are those of an `int`.
-        Flags(self.flags as u32 & Flags::all_bits())
-    }
-
-    /// Lets `core`, which is a `get_unmapped_area` of C, place the mapping.
+    /// Lets `core`, a `get_unmapped_area` of C, place the mapping.
     #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
     #[inline]
-    pub(super) fn by(
+    pub(super) fn forward(
         self,
         core: impl FnOnce(*mut bindings::file, usize, usize, usize, usize) -> usize,
     ) -> Placement<'request> {
@@ -175,7 +152,7 @@ impl<'request> Request<'request> {
         }
     }
 
-    /// Places the mapping wherever there is room.
+    /// Places the mapping where mm would place any other.
     #[inline]
     pub fn anywhere(self) -> Placement<'request> {
         #[cfg(not(CONFIG_MMU))]
@@ -198,10 +175,10 @@ impl<'request> Request<'request> {
     /// Places the mapping at an address that is congruent with the physical one of the page frame
     /// `pfn`, which is the one that the mapping starts with.
     ///
-    /// The driver vouches for nothing but what it has: that the memory which starts at the last
-    /// multiple of 2^`order` pages before `pfn` is in one piece up to the next one. mm decides by
-    /// which leaves it can be mapped, and places the mapping for them, or anywhere if there are
-    /// none. What userspace asks for goes before.
+    /// `order` says what the memory is like around `pfn`: that the 2^`order` pages between the two
+    /// multiples of 2^`order` pages next to it are in one piece. mm decides by which leaves it can
+    /// be mapped, and places the mapping for them, or anywhere if there are none. The address that
+    /// userspace would like best comes first.
     #[inline]
     pub fn congruent_to_pfn(self, pfn: usize, order: u32) -> Placement<'request> {
         #[cfg(not(CONFIG_MMU))]

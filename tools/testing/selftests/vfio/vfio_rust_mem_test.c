@@ -649,43 +649,22 @@ TEST_F(vfio_rust_mem_test, open_twice)
 	EXPECT_EQ(errno, ENODEV);
 }
 
-/*
- * Unload the module, which takes the device out of sight at once and then waits.
- * Returns the process that does so.
- */
-static pid_t unload_and_wait(struct __test_metadata *_metadata, int group_fd,
-			     const char *cdev_path)
+/* Unloading fails while the device is open, and changes nothing. */
+static void unload_fails(struct __test_metadata *_metadata, const char *cdev_path)
 {
-	struct pollfd ended = { .events = POLLIN };
-	pid_t pid = module_unload_start();
-
-	ended.fd = syscall(SYS_pidfd_open, pid, 0);
-	ASSERT_GE(ended.fd, 0);
-
-	while (!access(cdev_path, F_OK))
-		ASSERT_EQ(poll(&ended, 1, 1), 0);
-	if (group_fd >= 0) {
-		EXPECT_LT(ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, MODULE), 0);
-		EXPECT_EQ(errno, ENODEV);
-	}
-
-	/* It has done all but the waiting by now, and would end. */
-	EXPECT_EQ(poll(&ended, 1, 300), 0);
+	EXPECT_NE(module_unload(), 0);
 	EXPECT_TRUE(module_present());
-	ASSERT_EQ(close(ended.fd), 0);
-
-	return pid;
+	EXPECT_EQ(access(cdev_path, F_OK), 0);
+	EXPECT_EQ(access(SYSFS_DEVICE "/vfio-dev", F_OK), 0);
 }
 
 TEST_F(vfio_rust_mem_test, unload_while_open)
 {
 	u64 data = 0x1234;
-	pid_t pid;
 
 	ASSERT_EQ(dev_write(self->fd, &data, sizeof(data), 0), sizeof(data));
-	pid = unload_and_wait(_metadata, self->group_fd, self->cdev_path);
+	unload_fails(_metadata, self->cdev_path);
 
-	/* The user goes on as if nothing had happened. */
 	ASSERT_EQ(dev_read(self->fd, &data, sizeof(data), 0), sizeof(data));
 	EXPECT_EQ(data, 0x1234);
 	EXPECT_EQ(dev_mmap_error(self->fd, MEMORY_SIZE, MAP_SHARED, 0), 0);
@@ -693,14 +672,13 @@ TEST_F(vfio_rust_mem_test, unload_while_open)
 
 	ASSERT_EQ(close(self->fd), 0);
 	self->fd = -1;
-	EXPECT_EQ(module_unload_finish(pid), 0);
+	EXPECT_EQ(module_unload(), 0);
 	EXPECT_FALSE(module_present());
 }
 
 /* A mapping keeps the device open, whose descriptor is closed. */
 TEST_F(vfio_rust_mem_test, unload_while_mapped)
 {
-	pid_t pid;
 	u8 *vaddr;
 
 	vaddr = dev_mmap(self->fd, NULL, MEMORY_SIZE, MAP_SHARED, 0);
@@ -709,7 +687,7 @@ TEST_F(vfio_rust_mem_test, unload_while_mapped)
 	ASSERT_EQ(close(self->fd), 0);
 	self->fd = -1;
 
-	pid = unload_and_wait(_metadata, self->group_fd, self->cdev_path);
+	unload_fails(_metadata, self->cdev_path);
 
 	for (u64 i = 0; i < MEMORY_SIZE; i += page_size) {
 		ASSERT_EQ(READ_ONCE(vaddr[i]), 0xaa);
@@ -717,6 +695,42 @@ TEST_F(vfio_rust_mem_test, unload_while_mapped)
 	}
 
 	ASSERT_EQ(munmap(vaddr, MEMORY_SIZE), 0);
+	EXPECT_EQ(module_unload(), 0);
+	EXPECT_FALSE(module_present());
+}
+
+/*
+ * A descriptor that is not bound has not opened the device. Unloading takes the
+ * device out of sight, and then waits for the descriptor.
+ */
+TEST_F(vfio_rust_mem_test, unload_while_unbound)
+{
+	struct pollfd ended = { .events = POLLIN };
+	pid_t pid;
+	int fd;
+
+	ASSERT_EQ(close(self->fd), 0);
+	self->fd = -1;
+	fd = open(self->cdev_path, O_RDWR);
+	ASSERT_GE(fd, 0);
+
+	pid = module_unload_start();
+	ended.fd = syscall(SYS_pidfd_open, pid, 0);
+	ASSERT_GE(ended.fd, 0);
+
+	while (!access(self->cdev_path, F_OK))
+		ASSERT_EQ(poll(&ended, 1, 1), 0);
+	if (self->group_fd >= 0) {
+		EXPECT_LT(ioctl(self->group_fd, VFIO_GROUP_GET_DEVICE_FD, MODULE), 0);
+		EXPECT_EQ(errno, ENODEV);
+	}
+
+	/* It has done all but the waiting by now, and would end. */
+	EXPECT_EQ(poll(&ended, 1, 300), 0);
+	EXPECT_TRUE(module_present());
+	ASSERT_EQ(close(ended.fd), 0);
+
+	ASSERT_EQ(close(fd), 0);
 	EXPECT_EQ(module_unload_finish(pid), 0);
 	EXPECT_FALSE(module_present());
 }

@@ -444,6 +444,7 @@ TEST_F(vfio_rust_pci_testdev_test, reset)
 {
 	u8 *vaddr = fd_mmap(self->fd, SIZE, MAP_SHARED, self->notebook);
 	struct vfio_device_info info = { .argsz = sizeof(info) };
+	u8 test = 1;
 	u32 id;
 
 	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_GET_INFO, &info), 0);
@@ -452,7 +453,13 @@ TEST_F(vfio_rust_pci_testdev_test, reset)
 
 	ASSERT_NE(vaddr, MAP_FAILED);
 	memset(vaddr, 0xaa, SIZE);
+	/* The first register of BAR 0 selects a test, and then says which one it is. */
+	ASSERT_EQ(pwrite(self->fd, &test, sizeof(test), 0), sizeof(test));
+	ASSERT_EQ(pread(self->fd, &test, sizeof(test), 0), sizeof(test));
+	ASSERT_EQ(test, 1);
 	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_RESET, NULL), 0);
+	ASSERT_EQ(pread(self->fd, &test, sizeof(test), 0), sizeof(test));
+	EXPECT_EQ(test, 0);
 
 	for (u64 i = 0; i < SIZE; i += sizeof(u64)) {
 		ASSERT_EQ(READ_ONCE(*(u64 *)(vaddr + i)), 0) {

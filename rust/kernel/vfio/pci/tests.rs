@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KUnit tests of what is decided without a device.
+
+use super::{
+    super::{
+        base::private::Base as _,
+        region,
+        vtable::VTable,
+        Device,
+        Opened,
+        Opening,
+        Operations,
+        Resetting, //
+    },
+    region::{
+        checked_index,
+        checked_size, //
+    },
+    Base,
+    Settings,
+    NUM_REGIONS, //
+};
+use crate::{
+    bindings,
+    pci,
+    prelude::*, //
+};
+
+#[kunit_tests(rust_vfio_pci)]
+mod cases {
+    use super::*;
+
+    /// A driver that implements nothing that it need not.
+    struct Plain;
+
+    #[vtable]
+    impl Operations for Plain {
+        type Base = Base;
+        type RegistrationData<'bound> = ();
+        type OpenData<'open> = ();
+
+        fn open<'open, 'bound: 'open>(
+            _device: &'open Device<Self, Opening>,
+            _data: Pin<&'open ()>,
+        ) -> impl PinInit<(), Error> {
+            Ok(())
+        }
+    }
+
+    /// A driver that has its own reads and resets.
+    struct Own;
+
+    #[vtable]
+    impl Operations for Own {
+        type Base = Base;
+        type RegistrationData<'bound> = ();
+        type OpenData<'open> = ();
+
+        fn open<'open, 'bound: 'open>(
+            _device: &'open Device<Self, Opening>,
+            _data: Pin<&'open ()>,
+        ) -> impl PinInit<(), Error> {
+            Ok(())
+        }
+
+        fn read(
+            device: &Device<Self, Opened>,
+            _this: Pin<&()>,
+            access: &mut region::Read,
+        ) -> Result {
+            device.core_read(access)
+        }
+
+        fn reset(device: &Device<Self, Resetting>, _this: Pin<&()>) -> Result {
+            device.core_reset()
+        }
+    }
+
+    /// The address of the function of a member.
+    macro_rules! address {
+        ($table:expr, $member:ident) => {
+            $table.$member.map(|function| function as usize)
+        };
+    }
+
+    /// Fails unless the members of both tables are the same functions.
+    macro_rules! assert_same {
+        ($one:expr, $other:expr, $($member:ident),* $(,)?) => { $(
+            assert_eq!(address!($one, $member), address!($other, $member));
+        )* }
+    }
+
+    #[test]
+    fn slots_of_the_core() {
+        let plain = VTable::<Plain>::OPS;
+        let core = bindings::vfio_device_ops {
+            read: Some(bindings::vfio_pci_core_read),
+            write: Some(bindings::vfio_pci_core_write),
+            ioctl: Some(bindings::vfio_pci_core_ioctl),
+            get_region_info_caps: Some(bindings::vfio_pci_ioctl_get_region_info),
+            mmap: Some(bindings::vfio_pci_core_mmap),
+            get_unmapped_area: Some(bindings::vfio_pci_core_get_unmapped_area),
+            request: Some(bindings::vfio_pci_core_request),
+            match_: Some(bindings::vfio_pci_core_match),
+            match_token_uuid: Some(bindings::vfio_pci_core_match_token_uuid),
+            device_feature: Some(bindings::vfio_pci_core_ioctl_feature),
+            ..pin_init::zeroed()
+        };
+        assert_same!(plain, core, read, write, ioctl, get_region_info_caps, mmap);
+        assert_same!(
+            plain,
+            core,
+            get_unmapped_area,
+            request,
+            match_,
+            match_token_uuid
+        );
+        assert_same!(plain, core, device_feature, dma_unmap, release);
+
+        // Those of the driver's own take the place of the core's, and of no others.
+        let own = VTable::<Own>::OPS;
+        assert_ne!(address!(own, read), address!(plain, read));
+        assert_ne!(address!(own, ioctl), address!(plain, ioctl));
+        assert_same!(
+            own,
+            plain,
+            write,
+            get_region_info_caps,
+            mmap,
+            get_unmapped_area
+        );
+        assert_same!(
+            own,
+            plain,
+            request,
+            match_,
+            match_token_uuid,
+            device_feature
+        );
+        assert_same!(own, plain, init, bind_iommufd, unbind_iommufd, attach_ioas);
+        assert_same!(
+            own,
+            plain,
+            detach_ioas,
+            pasid_attach_ioas,
+            pasid_detach_ioas
+        );
+    }
+
+    #[test]
+    fn ids() {
+        let id = pci::DeviceId::from_id(pci::Vendor::REDHAT, 5);
+        // SAFETY: `DeviceId` is a transparent wrapper of `struct pci_device_id`.
+        let raw = |id: pci::DeviceId| unsafe {
+            core::mem::transmute::<pci::DeviceId, bindings::pci_device_id>(id)
+        };
+        assert_eq!(raw(id).override_only, 0);
+
+        let id = raw(id.for_vfio());
+        assert_eq!(
+            (id.vendor, id.device, id.override_only),
+            (0x1b36, 5, bindings::PCI_ID_F_VFIO_DRIVER_OVERRIDE)
+        );
+    }
+
+    #[test]
+    fn regions() {
+        assert_eq!(checked_size(0), Ok(0));
+        assert_eq!(
+            checked_size(1 << 40),
+            usize::try_from(1u64 << 40).map_err(|_| EOVERFLOW)
+        );
+        assert_eq!(checked_size((1 << 40) + 1), Err(EOVERFLOW));
+        assert_eq!(checked_size(u64::MAX), Err(EOVERFLOW));
+
+        // The last one that the position in a file has room for.
+        let last = (1 << 23) - 1 - NUM_REGIONS as c_int;
+        assert_eq!(checked_index(0), Ok(NUM_REGIONS));
+        assert_eq!(checked_index(last), Ok((1 << 23) - 1));
+        assert_eq!(checked_index(last + 1), Err(ENOSPC));
+        assert_eq!(checked_index(c_int::MAX), Err(ENOSPC));
+    }
+
+    #[test]
+    fn settings() -> Result {
+        let mut core = KBox::init(
+            pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
+            GFP_KERNEL,
+        )?;
+        let all = [false, true];
+        for (no_intx_mask, disable_vga, disable_idle_d3) in all.iter().flat_map(|a| {
+            all.iter()
+                .flat_map(move |b| all.iter().map(move |c| (*a, *b, *c)))
+        }) {
+            let settings = Settings {
+                no_intx_mask,
+                disable_vga,
+                disable_idle_d3,
+            };
+            // SAFETY: The structure is valid, and not a device.
+            unsafe { settings.apply(&mut *core) };
+            assert_eq!(core.nointxmask(), no_intx_mask);
+            assert_eq!(core.disable_vga(), disable_vga);
+            assert_eq!(core.disable_idle_d3(), disable_idle_d3);
+            // Its neighbours among the bits.
+            assert!(!core.has_dyn_msix() && !core.needs_pm_restore());
+        }
+        Ok(())
+    }
+
+    /// A device that has been released is not on the list of its set, whoever still has it.
+    #[test]
+    fn release() -> Result {
+        fn init(list: *mut bindings::list_head) {
+            // SAFETY: The callers pass on what they own.
+            unsafe { bindings::INIT_LIST_HEAD(list) };
+        }
+        let new = || {
+            KBox::init(
+                pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
+                GFP_KERNEL,
+            )
+        };
+        let mut set = KBox::init(
+            pin_init::init_zeroed::<bindings::vfio_device_set>(),
+            GFP_KERNEL,
+        )?;
+        let (mut one, mut other) = (new()?, new()?);
+
+        init(&mut set.device_list);
+        // SAFETY: The lock is in memory that is not moved. The key is static.
+        unsafe {
+            bindings::__mutex_init(
+                &mut set.lock,
+                c"set".as_char_ptr(),
+                crate::static_lock_class!().as_ptr(),
+            )
+        };
+        for core in [&mut one, &mut other] {
+            core.vdev.dev_set = &mut *set;
+            // SAFETY: Both are valid, and not on a list yet.
+            unsafe {
+                bindings::list_add_tail(&mut core.vdev.dev_set_list, &mut set.device_list);
+            }
+        }
+
+        // SAFETY: The device is not registered, and used no more but to look at it.
+        unsafe { Base::release(&mut one.vdev) };
+        assert_eq!(set.device_list.next, &raw mut other.vdev.dev_set_list);
+        assert_eq!(set.device_list.prev, &raw mut other.vdev.dev_set_list);
+        // The VFIO core takes it off the list again.
+        assert_eq!(one.vdev.dev_set_list.next, &raw mut one.vdev.dev_set_list);
+        assert_eq!(one.vdev.dev_set_list.prev, &raw mut one.vdev.dev_set_list);
+        Ok(())
+    }
+}
