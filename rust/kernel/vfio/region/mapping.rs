@@ -135,6 +135,9 @@ impl<'request> Mapping<'request> {
 
     /// Maps `pages`, in that order. Each has a reference as long as it is mapped.
     ///
+    /// Userspace sees what is in them: a page that was not filled must have been allocated with
+    /// [`__GFP_ZERO`](crate::alloc::flags::__GFP_ZERO).
+    ///
     /// Fails with [`EINVAL`] unless there are as many pages as the mapping has, and the mapping is
     /// shared.
     pub fn insert_pages<'a>(

@@ -159,7 +159,10 @@ impl Full {
         Ok(Data {
             log: log.clone(),
             memory: Memory::new(REGION_SIZE)?,
-            pages: [Page::alloc_page(GFP_KERNEL)?, Page::alloc_page(GFP_KERNEL)?],
+            pages: [
+                Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?,
+                Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?,
+            ],
         })
     }
 }

@@ -711,7 +711,7 @@ TEST_F(vfio_rust_mem_test, unload_while_unbound)
 
 	ASSERT_EQ(close(self->fd), 0);
 	self->fd = -1;
-	fd = open(self->cdev_path, O_RDWR);
+	fd = open(self->cdev_path, O_RDWR | O_CLOEXEC);
 	ASSERT_GE(fd, 0);
 
 	pid = module_unload_start();
