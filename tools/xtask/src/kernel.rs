@@ -25,6 +25,21 @@ pub struct Config {
     lines: u64,
 }
 
+impl Config {
+    /// As little as there can be of an architecture, with the symbols of `on` and its own.
+    pub const fn tiny(name: &'static str, arch: &'static str, on: &'static str) -> Config {
+        Config {
+            name,
+            on: Some(on),
+            arch,
+            base: "tinyconfig",
+            targets: &["all"],
+            parts: &[],
+            lines: 0,
+        }
+    }
+}
+
 /// What the virtual machine boots.
 pub const VM: Config = Config {
     name: "vm",

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Config, Kernel};
 use crate::report::{Outcome, Report};
 use crate::{ktap, run, vm};
 
@@ -15,18 +15,17 @@ pub struct Leg {
     pub name: &'static str,
     arch: &'static str,
     suites: Suites,
-    args: &'static [&'static str],
     /// About how many lines a build of everything prints, for the first bar.
     lines: u64,
 }
 
 /// What is built and run.
-#[derive(PartialEq, Eq)]
 enum Suites {
-    /// All that there is for VFIO, as anybody runs it.
-    All,
-    /// Those in C, in a kernel with little else.
-    C,
+    /// All that there is for VFIO, as anybody runs it: kunit.py configures the kernel, with these
+    /// arguments.
+    All(&'static [&'static str]),
+    /// Those in C, in a kernel that has nothing else.
+    C(Config),
 }
 
 impl Leg {
@@ -36,30 +35,29 @@ impl Leg {
 
     /// Whether it takes an emulator that nothing else here does.
     pub fn foreign(&self) -> bool {
-        self.suites == Suites::C
+        matches!(self.suites, Suites::C(_))
     }
 
-    /// A leg for one more architecture, with the large leaves of it.
-    const fn c(name: &'static str, arch: &'static str, args: &'static [&'static str]) -> Leg {
+    /// A leg for one more architecture; its file of symbols has the leg's name.
+    const fn c(name: &'static str, arch: &'static str) -> Leg {
         Leg {
             name,
             arch,
-            suites: Suites::C,
-            args,
-            lines: 1500,
+            suites: Suites::C(Config::tiny(name, arch, C_SUITES)),
+            lines: 0,
         }
     }
 }
 
-const THP: &[&str] = &["--kconfig_add=CONFIG_TRANSPARENT_HUGEPAGE=y"];
+/// The configuration that those of the other architectures are on.
+const C_SUITES: &str = "kunit-c";
 
 pub const LEGS: &[Leg] = &[
     // A program like any other, whose suites end within a second.
     Leg {
         name: "kunit-um",
         arch: "um",
-        suites: Suites::All,
-        args: &[],
+        suites: Suites::All(&[]),
         lines: 6700,
     },
     // Emulated, and so the place for what costs time: lockdep, and the checks that go with it. There
@@ -67,8 +65,7 @@ pub const LEGS: &[Leg] = &[
     Leg {
         name: "kunit-x86_64",
         arch: "x86_64",
-        suites: Suites::All,
-        args: &[
+        suites: Suites::All(&[
             "--qemu_args=-cpu max",
             "--kconfig_add=CONFIG_DEBUG_KERNEL=y",
             "--kconfig_add=CONFIG_PROVE_LOCKING=y",
@@ -76,14 +73,14 @@ pub const LEGS: &[Leg] = &[
             "--kconfig_add=CONFIG_PCI=y",
             "--kconfig_add=CONFIG_VFIO_PCI=y",
             "--kconfig_add=CONFIG_RUST_VFIO_PCI_ABSTRACTIONS=y",
-        ],
+        ]),
         lines: 1500,
     },
     // 32 bits; other leaves, address spaces and ways to place mappings.
-    Leg::c("kunit-i386", "i386", &[]),
-    Leg::c("kunit-arm64", "arm64", THP),
-    Leg::c("kunit-s390", "s390", THP),
-    Leg::c("kunit-riscv64", "riscv", THP),
+    Leg::c("kunit-i386", "i386"),
+    Leg::c("kunit-arm64", "arm64"),
+    Leg::c("kunit-s390", "s390"),
+    Leg::c("kunit-riscv64", "riscv"),
 ];
 
 /// Builds and runs the suites, and reports case by case.
@@ -147,10 +144,15 @@ pub fn exec(
 
 /// `kunit.py build`, whose build tells nobody how far it is, by hand.
 pub fn build(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
-    // kunit.py makes the last directory only.
-    fs::create_dir_all(leg.out(kernel)).into_diagnostic()?;
-    let config = kunit_py(kernel, leg, "config");
-    run::logged(kernel.ctx, leg.name, leg.name, 0, config)?;
+    match &leg.suites {
+        Suites::C(config) => kernel.configure(config)?,
+        Suites::All(_) => {
+            // kunit.py makes the last directory only.
+            fs::create_dir_all(leg.out(kernel)).into_diagnostic()?;
+            let config = kunit_py(kernel, leg, "config");
+            run::logged(kernel.ctx, leg.name, leg.name, 0, config)?;
+        }
+    }
     make(kernel, leg)
 }
 
@@ -165,17 +167,11 @@ pub fn make(kernel: &Kernel<'_>, leg: &Leg) -> Result<()> {
 }
 
 fn kunit_py(kernel: &Kernel<'_>, leg: &Leg, command: &str) -> Command {
-    let config = match leg.suites {
-        Suites::All => "drivers/vfio".to_owned(),
-        Suites::C => {
-            let file = kernel.ctx.root.join("tools/xtask/configs/kunit-c.config");
-            file.to_string_lossy().into_owned()
-        }
-    };
     let out = leg.out(kernel);
     let mut cmd = kernel.toolchain.kunit(kernel.tree, &out, command);
-    cmd.arg(format!("--arch={}", leg.arch))
-        .arg(format!("--kunitconfig={config}"))
-        .args(leg.args);
+    cmd.arg(format!("--arch={}", leg.arch));
+    if let Suites::All(args) = leg.suites {
+        cmd.arg("--kunitconfig=drivers/vfio").args(args);
+    }
     cmd
 }
