@@ -23,7 +23,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -632,9 +631,10 @@ TEST_F_TIMEOUT(vfio_pci_mmap_placement_test, random, 120)
 
 	TH_LOG("Seed %u", seed);
 	srandom(seed);
-	for (int i = 0; i < NR_RANDOM; i++)
+	for (int i = 0; i < NR_RANDOM; i++) {
 		ASSERT_TRUE(random_placed(&space, self->device->fd,
 					  &self->bars[i % self->nr_bars]));
+	}
 }
 
 /* Runs a program with the BAR; what it prints goes to @out, if that is a file. */
@@ -779,8 +779,8 @@ TEST_F_TIMEOUT(vfio_pci_mmap_placement_test, chance, 900)
 
 	TH_LOG("BAR%d, %lu bytes: %d programs map it at %d addresses",
 	       self->largest->index, self->largest->len, nr, distinct);
-	TH_LOG("%d bits of them differ (%#lx), 1 of %.0f pairs is of the same",
-	       bits, changed, pairs ? nr / 2. * (nr - 1) / pairs : INFINITY);
+	TH_LOG("%d bits of them differ (%#lx), %lu of %lu pairs are of the same",
+	       bits, changed, pairs, (u64)nr * (nr - 1) / 2);
 	EXPECT_GT(distinct, 1);
 	free(addr);
 }
