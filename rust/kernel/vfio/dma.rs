@@ -48,8 +48,7 @@ use super::{
     emulated,
     pins::{
         Pinned,
-        Pins,
-        QUIET, //
+        Pins, //
     },
     shared,
     Device,
@@ -62,8 +61,7 @@ use crate::{
     error::to_result,
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc,
-    time::delay::fsleep, //
+    sync::Arc, //
 };
 
 /// What pages are pinned for.
@@ -138,18 +136,7 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
 
         // SAFETY: By the type invariants, the device is open.
         let pins = unsafe { self.state() };
-        if pins.state.lock().is_quiet(iova, count) {
-            fsleep(QUIET);
-        }
-
-        // What is pinned is in the list when the lock is released, or is not pinned any more.
-        let mut state = pins.state.lock();
-        if state.is_quiet(iova, count) {
-            return Err(EBUSY);
-        }
-        state.pins.reserve(1, GFP_KERNEL)?;
-        let id = state.next;
-        state.next += 1;
+        pins.begin(iova, count)?;
 
         // SAFETY: By the type invariants, the device is open. `pages` has room for `count`
         // pointers.
@@ -163,25 +150,19 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
                 pages.as_mut_ptr(),
             )
         };
-        to_result(ret)?;
-        // CAST: It is not negative.
-        let pinned = ret as usize;
+        let Ok(pinned) = usize::try_from(ret) else {
+            pins.finish(None);
+            return Err(Error::from_errno(ret));
+        };
         // SAFETY: The function has written so many pointers, which is at most `count`.
         unsafe { pages.inc_len(pinned) };
 
-        // INVARIANT: The function has pinned these pages for the device, which is open. The list is
-        // cleared before the device is closed.
-        let pin = Pinned {
-            id,
-            iova,
-            pages,
-            vdev: self.as_raw(),
-            unpin: unpin::<T>,
-        };
-        if pinned < count {
-            return Err(EFAULT);
-        }
-        state.pins.push_within_capacity(pin)?;
+        // SAFETY: The function has pinned these pages for the device, which is open: `close_device`
+        // unpins them.
+        let pin = unsafe { Pinned::new(iova, pages, self.as_raw(), Self::unpin) };
+        // What is not all is unpinned here.
+        let pin = Some(pin).filter(|pin| pin.count() == count);
+        let id = pins.finish(pin).ok_or(EFAULT)?;
         Ok(PinnedPages {
             pins: pins.clone(),
             id,
@@ -189,23 +170,22 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
             access,
         })
     }
-}
 
-/// Unpins `count` pages at `iova`.
-///
-/// # Safety
-///
-/// `vdev` must be an open `Device<T>`, for which so many pages are pinned there.
-// Generic, although it need not be: VFIO can be a module, and so is the driver then.
-unsafe fn unpin<T: Operations>(vdev: *mut bindings::vfio_device, iova: DmaAddress, count: usize) {
-    // SAFETY: By the requirements of this function.
-    // CAST: There are at most `MAX_PINNED_PAGES`.
-    unsafe { bindings::vfio_unpin_pages(vdev, iova, count as c_int) };
+    /// Unpins `count` pages at `iova`.
+    ///
+    /// # Safety
+    ///
+    /// `vdev` must be an open `Device<T>`, for which so many pages are pinned there.
+    unsafe fn unpin(vdev: *mut bindings::vfio_device, iova: DmaAddress, count: usize) {
+        // SAFETY: By the requirements of this function.
+        // CAST: There are at most `MAX_PINNED_PAGES`.
+        unsafe { bindings::vfio_unpin_pages(vdev, iova, count as c_int) };
+    }
 }
 
 /// Pages of userspace that stay where they are until it unmaps them.
 ///
-/// They can be kept in the open data, or anywhere else. When userspace has unmapped one of them, or
+/// They can be kept in the open data, or anywhere else, and used and dropped in any callback. When userspace has unmapped one of them, or
 /// when the device has been closed, the methods fail with [`ENXIO`].
 pub struct PinnedPages {
     pins: Arc<Pins>,
@@ -222,13 +202,6 @@ impl PinnedPages {
         self.count * PAGE_SIZE
     }
 
-    /// Calls `f` with the pages, which stay pinned until it returns.
-    fn with_pages<R>(&self, f: impl FnOnce(&[*mut bindings::page]) -> R) -> Result<R> {
-        let state = self.pins.state.lock();
-        let index = state.find(self.id).ok_or(ENXIO)?;
-        Ok(f(&state.pins[index].pages))
-    }
-
     /// Calls `f` for the pieces of `len` bytes at `offset` that are in one page each, with the
     /// address of the piece, where it is in the `len` bytes, and its size.
     fn each_piece(
@@ -240,7 +213,7 @@ impl PinnedPages {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(EINVAL);
         }
-        self.with_pages(|pages| {
+        self.pins.with_pages(self.id, |pages| {
             let mut done = 0;
             while done < len {
                 let at = offset + done;
@@ -293,7 +266,7 @@ impl PinnedPages {
     /// May sleep. Fails with [`ENXIO`] if the pages are no longer pinned, and with [`ENOMEM`].
     pub fn frames(&self) -> Result<KVec<usize>> {
         let mut frames = KVec::with_capacity(self.count, GFP_KERNEL)?;
-        self.with_pages(|pages| -> Result {
+        self.pins.with_pages(self.id, |pages| -> Result {
             for page in pages {
                 // SAFETY: The page is pinned, and so is valid.
                 frames.push_within_capacity(unsafe { bindings::page_to_pfn(*page) })?;
@@ -306,10 +279,6 @@ impl PinnedPages {
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
-        let mut state = self.pins.state.lock();
-        if let Some(index) = state.find(self.id) {
-            // It is in the list, so that the device has not been closed.
-            let _ = state.pins.remove(index);
-        }
+        self.pins.release(self.id);
     }
 }

@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The pages that are pinned for a device, and who unpins them.
+//!
+//! To pin and to unpin takes locks of the IOMMU backend, under which in turn `mmap_lock` is taken.
+//! So the lock of [`Pins`] is held for neither: a driver can use what it has pinned in any callback,
+//! those that are called with `mmap_lock` held included. For the same reason pages are not unpinned
+//! by who drops the last that there is of them, but by a work item.
 
 use crate::{
     bindings,
     dma::DmaAddress,
-    new_mutex,
+    new_condvar, new_mutex,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
         Arc,
+        CondVar,
         Mutex, //
     },
     time::{
+        delay::fsleep,
         Delta,
         Instant,
         Monotonic, //
+    },
+    workqueue::{
+        self,
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
     },
 };
 
@@ -23,15 +37,26 @@ use crate::{
 #[pin_data]
 pub struct Pins {
     #[pin]
-    pub(super) state: Mutex<State>,
+    state: Mutex<State>,
+    /// Nothing is being pinned or unpinned.
+    #[pin]
+    idle: CondVar,
+    #[pin]
+    work: Work<Self>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Pins { self.work }
 }
 
 /// What the lock of [`Pins`] protects.
-pub(super) struct State {
+struct State {
     /// The pins, in the order of their `id`.
-    pub(super) pins: KVec<Pinned>,
+    pins: KVec<Pinned>,
     /// The `id` of the next one.
-    pub(super) next: u64,
+    next: u64,
+    /// How many tasks are pinning or unpinning pages, which are not in `pins`.
+    busy: usize,
     /// What userspace has unmapped last, and when.
     unmapped: Option<(DmaAddress, u64, Instant<Monotonic>)>,
 }
@@ -42,7 +67,13 @@ pub(super) struct State {
 /// [`Operations::dma_unmap`](super::Operations::dma_unmap), then looks for pinned pages again, and
 /// gives up with a `BUG_ON()` when it found some ten times. Who pins in between must not get ahead
 /// of it so often.
-pub(super) const QUIET: Delta = Delta::from_millis(10);
+const QUIET: Delta = Delta::from_millis(10);
+
+/// How often, and for how long each time, who unmaps waits for others to finish to pin or unpin.
+///
+/// It does not wait longer, as it may hold a lock that they need. The IOMMU backend asks again if
+/// pages are still pinned.
+const PATIENCE: (usize, Delta) = (10, Delta::from_millis(1));
 
 /// Pages that are pinned.
 ///
@@ -51,17 +82,45 @@ pub(super) const QUIET: Delta = Delta::from_millis(10);
 /// `pages` are pinned for `vdev` from `iova` on, which is a multiple of the page size. `unpin` is
 /// for the type of the device, which is open.
 pub(super) struct Pinned {
-    pub(super) id: u64,
-    pub(super) iova: DmaAddress,
-    pub(super) pages: KVec<*mut bindings::page>,
-    pub(super) vdev: *mut bindings::vfio_device,
-    pub(super) unpin: unsafe fn(*mut bindings::vfio_device, DmaAddress, usize),
+    id: u64,
+    iova: DmaAddress,
+    pages: KVec<*mut bindings::page>,
+    /// Nobody uses the pages any more.
+    dropped: bool,
+    vdev: *mut bindings::vfio_device,
+    unpin: unsafe fn(*mut bindings::vfio_device, DmaAddress, usize),
 }
 
 // SAFETY: The pages and the device may be used by any task.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
+    /// # Safety
+    ///
+    /// `pages` must be pinned for `vdev` from `iova` on, and `unpin` must unpin so many pages there.
+    /// The device must be open for as long as the returned value lives.
+    pub(super) unsafe fn new(
+        iova: DmaAddress,
+        pages: KVec<*mut bindings::page>,
+        vdev: *mut bindings::vfio_device,
+        unpin: unsafe fn(*mut bindings::vfio_device, DmaAddress, usize),
+    ) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self {
+            id: 0,
+            iova,
+            pages,
+            dropped: false,
+            vdev,
+            unpin,
+        }
+    }
+
+    /// Returns the number of pages.
+    pub(super) fn count(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Returns whether some of the pages are in the `length` bytes at `iova`.
     fn overlaps(&self, iova: DmaAddress, length: u64) -> bool {
         overlap(self.iova, bytes(self.pages.len()), iova, length)
@@ -90,14 +149,14 @@ fn overlap(one: DmaAddress, size: u64, other: DmaAddress, length: u64) -> bool {
 
 impl State {
     /// Returns whether pages at `iova` have been unmapped just now.
-    pub(super) fn is_quiet(&self, iova: DmaAddress, count: usize) -> bool {
+    fn is_quiet(&self, iova: DmaAddress, count: usize) -> bool {
         self.unmapped.as_ref().is_some_and(|(other, length, when)| {
             overlap(iova, bytes(count), *other, *length) && when.elapsed() < QUIET
         })
     }
 
     /// Returns the pin `id`, if it is still there.
-    pub(super) fn find(&self, id: u64) -> Option<usize> {
+    fn find(&self, id: u64) -> Option<usize> {
         self.pins.binary_search_by_key(&id, |pin| pin.id).ok()
     }
 }
@@ -108,23 +167,131 @@ impl Pins {
             state <- new_mutex!(State {
                 pins: KVec::new(),
                 next: 0,
+                busy: 0,
                 unmapped: None,
             }),
+            idle <- new_condvar!(),
+            work <- new_work!("vfio::Pins::work"),
         });
         Arc::pin_init(init, GFP_KERNEL)
     }
 
-    /// Unpins the pages that are in the `length` bytes at `iova`.
-    pub(super) fn unmap(&self, iova: DmaAddress, length: u64) {
+    /// Called before `count` pages are pinned at `iova`. If this succeeds, [`finish`](Self::finish)
+    /// must follow.
+    ///
+    /// Fails with [`EBUSY`] if userspace keeps unmapping the pages, and with [`ENOMEM`].
+    pub(super) fn begin(&self, iova: DmaAddress, count: usize) -> Result {
+        if self.state.lock().is_quiet(iova, count) {
+            fsleep(QUIET);
+        }
+
         let mut state = self.state.lock();
-        state.pins.retain(|pin| !pin.overlaps(iova, length));
-        state.unmapped = Some((iova, length, Instant::now()));
+        if state.is_quiet(iova, count) {
+            return Err(EBUSY);
+        }
+        // There is room for all who are pinning.
+        let additional = state.busy + 1;
+        state.pins.reserve(additional, GFP_KERNEL)?;
+        state.busy += 1;
+        Ok(())
     }
 
-    /// Unpins all pages, as the device is being closed.
-    pub(super) fn close(&self) {
+    /// Takes over what was pinned after [`begin`](Self::begin), and returns the name of it.
+    pub(super) fn finish(&self, pin: Option<Pinned>) -> Option<u64> {
         let mut state = self.state.lock();
-        state.pins.clear();
+        self.less_busy(&mut state);
+
+        let mut pin = pin?;
+        let id = state.next;
+        state.next += 1;
+        pin.id = id;
+        // There is room, which `begin` has made.
+        state.pins.push_within_capacity(pin).ok()?;
+        Some(id)
+    }
+
+    fn less_busy(&self, state: &mut State) {
+        state.busy -= 1;
+        if state.busy == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Unpins those pages that `which` is true for.
+    fn unpin(&self, which: impl Fn(&Pinned) -> bool) {
+        let mut state = self.state.lock();
+        while let Some(index) = state.pins.iter().position(&which) {
+            let Ok(pin) = state.pins.remove(index) else {
+                break;
+            };
+            state.busy += 1;
+            drop(state);
+
+            // This unpins the pages, without the lock.
+            drop(pin);
+
+            state = self.state.lock();
+            self.less_busy(&mut state);
+        }
+    }
+
+    /// Unpins the pages that are in the `length` bytes at `iova`.
+    pub(super) fn unmap(&self, iova: DmaAddress, length: u64) {
+        // From now on others do not pin them.
+        self.state.lock().unmapped = Some((iova, length, Instant::now()));
+        self.unpin(|pin| pin.overlaps(iova, length));
+
+        let (attempts, delay) = PATIENCE;
+        for _ in 0..attempts {
+            if self.state.lock().busy == 0 {
+                break;
+            }
+            fsleep(delay);
+            self.unpin(|pin| pin.overlaps(iova, length));
+        }
+    }
+
+    /// Unpins all pages, as the device is being closed. Nobody pins pages any more.
+    pub(super) fn close(&self) {
+        self.unpin(|_| true);
+
+        let mut state = self.state.lock();
         state.unmapped = None;
+        // The work item may still be unpinning some.
+        while state.busy > 0 {
+            self.idle.wait(&mut state);
+        }
+    }
+
+    /// Calls `f` with the pages `id`, which stay pinned until it returns.
+    ///
+    /// Fails with [`ENXIO`] if they are no longer pinned.
+    pub(super) fn with_pages<R>(
+        &self,
+        id: u64,
+        f: impl FnOnce(&[*mut bindings::page]) -> R,
+    ) -> Result<R> {
+        let state = self.state.lock();
+        let index = state.find(id).ok_or(ENXIO)?;
+        Ok(f(&state.pins[index].pages))
+    }
+
+    /// Says that nobody uses the pages `id` any more. They are unpinned later.
+    pub(super) fn release(self: &Arc<Self>, id: u64) {
+        let mut state = self.state.lock();
+        if let Some(index) = state.find(id) {
+            state.pins[index].dropped = true;
+            drop(state);
+            // If the work is queued already, the reference is dropped.
+            let _ = workqueue::system().enqueue::<Arc<Self>, 0>(self.clone());
+        }
+    }
+}
+
+impl WorkItem for Pins {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.unpin(|pin| pin.dropped);
     }
 }

@@ -245,8 +245,7 @@ macro_rules! impl_bar_io_capable {
                     // A failure leaves the value as it is.
                     // SAFETY: By the type invariants, the device is open and `ptr` is in a BAR of
                     // it, which is one of memory.
-                    let _ =
-                        unsafe { bindings::$read(view.core, true, &mut value, view.ptr.cast()) };
+                    unsafe { bindings::$read(view.core, true, &mut value, view.ptr.cast()) };
                 }
                 <$type>::from_le(value)
             }
@@ -256,9 +255,7 @@ macro_rules! impl_bar_io_capable {
                 if !view.is_in_table() {
                     // SAFETY: By the type invariants, the device is open and `ptr` is in a BAR of
                     // it, which is one of memory.
-                    let _ = unsafe {
-                        bindings::$write(view.core, true, value.to_le(), view.ptr.cast())
-                    };
+                    unsafe { bindings::$write(view.core, true, value.to_le(), view.ptr.cast()) };
                 }
             }
         }

@@ -88,7 +88,6 @@ mod cases {
 
         // Nothing stays pinned.
         mapped.unmap(IOVA, 2)?;
-        assert_eq!(log.take()[..], []);
         assert!(mapped.ioctl(DMA_READ, IOVA).is_err());
         Ok(())
     }
@@ -120,6 +119,17 @@ mod cases {
         assert_eq!(mapped.ioctl(USE_PINNED, 0), Err(ENXIO));
         assert_eq!(mapped.ioctl(PIN, IOVA), Ok(0));
         assert_eq!(mapped.ioctl(USE_PINNED, 0), Ok(0));
+
+        // To map a region uses and drops them. They do not stay pinned.
+        user.put_at(PAGE_SIZE, &0x5678u64);
+        drop(
+            mapped
+                .file
+                .mmap(0, PAGE_SIZE, bindings::MAP_SHARED, in_region_1(0))?,
+        );
+        assert!(mapped.fixture.log.take()[..].contains(&Event::DmaRead(0x5678)));
+        assert_eq!(mapped.ioctl(USE_PINNED, 0), Err(ENOENT));
+        mapped.unmap(IOVA, 1)?;
         Ok(())
     }
 

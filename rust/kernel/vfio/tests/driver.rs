@@ -254,6 +254,12 @@ impl Operations for Full {
         this.data
             .log
             .push(Event::Mmap(mapping.position(), mapping.len()));
+        // What is pinned can be used with `mmap_lock` held.
+        if let Some(pages) = this.pinned.lock().take() {
+            let mut data = [0; 8];
+            pages.read(0, &mut data)?;
+            this.data.log.push(Event::DmaRead(u64::from_ne_bytes(data)));
+        }
         match mapping.position().index {
             0 => {
                 mapping.forbid_write()?;
