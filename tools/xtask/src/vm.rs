@@ -80,9 +80,10 @@ const COMMAND_LINE: &str =
 /// vfio_pci_sriov_uapi_test stops there). What has no dot ends in the environment of the programs:
 /// what the test of the costs compares with.
 fn drivers() -> String {
+    // busybox's modprobe knows a module by the one of its two spellings only.
     let sriov = DRIVERS
         .iter()
-        .map(|driver| format!("{driver}.enable_sriov=1 "));
+        .map(|driver| format!("{}.enable_sriov=1 ", driver.replace('-', "_")));
     let sriov: String = sriov.collect();
     format!("{sriov}VFIO_SELFTESTS_OTHER_DRIVER={}", DRIVERS[1])
 }
