@@ -736,7 +736,7 @@ static void high_hint_test(struct kunit *test)
 
 	set_leaves(test, BIT(SMALL_LEAF));
 	start = ALIGN(s->top, ZONE_SIZE);
-	for (unsigned long skew = 1; skew < 4; skew++) {
+	for (unsigned long skew = 2; skew < 5; skew++) {
 		unsigned long hint = start + skew * PAGE_SIZE;
 
 		open_hole(test, hint, 4 * len);
