@@ -79,7 +79,6 @@ pub const LEGS: &[Leg] = &[
     // 32 bits; other leaves, address spaces and ways to place mappings.
     Leg::c("kunit-i386", "i386"),
     Leg::c("kunit-arm64", "arm64"),
-    Leg::c("kunit-s390", "s390"),
     Leg::c("kunit-riscv64", "riscv"),
 ];
 

@@ -22,10 +22,9 @@ const BINDGEN: &str = "0.73.2";
 /// The emulated igb came with QEMU 8; the release before trixie has it in its backports only.
 const QEMU: &str = "qemu-system-x86_64";
 /// What emulates other architectures, and its packages.
-const FOREIGN: [(&str, &str); 3] = [
+const FOREIGN: [(&str, &str); 2] = [
     ("qemu-system-aarch64", "qemu-system-arm"),
     ("qemu-system-riscv64", "qemu-system-riscv"),
-    ("qemu-system-s390x", "qemu-system-s390x"),
 ];
 const OLD_RELEASE: &str = "bookworm";
 
