@@ -176,8 +176,11 @@ impl Entry {
 
     /// Returns whether the module is being unloaded, or its `init` has failed.
     fn is_going(&self) -> bool {
-        let memory = self.memory.lock();
-        memory.as_ref().is_some_and(ModuleMemory::is_going)
+        match &*self.memory.lock() {
+            Some(memory) => memory.is_going(),
+            // The work has run, unless there is no module.
+            None => !self.module.is_null(),
+        }
     }
 
     /// Undoes the registration, without waiting for that.
