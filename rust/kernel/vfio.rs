@@ -16,7 +16,23 @@
 //!   It may borrow from the registration data.
 //!
 //! Both are in the one allocation that starts with the C `struct vfio_device`. The module of the
-//! driver cannot be unloaded while the device is open, and is waited for when it is registered.
+//! driver cannot be unloaded while the device is open. That it is registered does not keep the
+//! module: an [`emulated::Registration`] is undone when the module is unloaded, even one that was
+//! forgotten, and a PCI device is unregistered when its driver is unbound.
+//!
+//! # Limits
+//!
+//! What follows is not excluded by types, and cannot be by the abstractions of VFIO alone. It is
+//! what the registration of a bus driver ([`driver::Registration`](crate::driver::Registration))
+//! does for all buses.
+//!
+//! - It must be dropped before the module is unloaded. One that was forgotten, or is in a static
+//!   that is never dropped, leaves the bus with callbacks in memory that is freed. What
+//!   [`module_vfio_pci_driver!`](crate::module_vfio_pci_driver) and its like make drops it.
+//! - It must not be dropped in a callback of a device that is bound to the driver, or is registered
+//!   below one that is. To drop it unbinds the driver, which waits until userspace has closed the
+//!   device, and so for the callback itself. The task waits for ever, with the lock of the parent
+//!   held.
 //!
 //! # Contexts
 //!

@@ -43,6 +43,14 @@
 //! at any time. It then is the abstraction that unpins them, after [`Operations::dma_unmap`] and
 //! before userspace goes on. So nobody waits for a driver, whatever it does with its
 //! [`PinnedPages`]: these are a name for the pages, and no longer have access to them.
+//!
+//! # Limits
+//!
+//! Two defects of the type1 IOMMU driver concern all who pin, in C as well. When userspace unmaps
+//! while pages there are pinned again and again, it gives up with a `BUG_ON()`; pages that were
+//! unmapped are not pinned for some milliseconds, which makes that unlikely. When two tasks unmap
+//! pinned pages at a time, each can hold the lock that the other waits for (`device_list_lock` and
+//! `lock` of `struct vfio_iommu`). IOMMUFD has neither.
 
 use super::{
     emulated,
@@ -185,8 +193,9 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
 
 /// Pages of userspace that stay where they are until it unmaps them.
 ///
-/// They can be kept in the open data, or anywhere else, and used and dropped in any callback. When userspace has unmapped one of them, or
-/// when the device has been closed, the methods fail with [`ENXIO`].
+/// They can be kept in the open data, or anywhere else, and used and dropped in any callback. When
+/// userspace has unmapped one of them, or when the device has been closed, the methods fail with
+/// [`ENXIO`].
 pub struct PinnedPages {
     pins: Arc<Pins>,
     id: u64,

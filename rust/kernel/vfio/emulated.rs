@@ -75,7 +75,9 @@ unsafe impl private::Base for Base {
 
 /// A device that a driver can register others below.
 ///
-/// Only the driver core unbinds such a device, and never code that a driver runs.
+/// The driver core unbinds such a device, and waits then until what is registered below it has been
+/// closed. That is not to be asked for in a callback of a device below: see
+/// [Limits](super#limits).
 pub trait Parent: AsRef<device::Device<device::Bound>> + sealed::Parent {}
 
 mod sealed {
@@ -98,8 +100,8 @@ impl Parent for crate::pci::Device<device::Bound> {}
 ///
 /// To unregister the device takes until userspace has closed it; see [`Operations::request`]. To
 /// drop the registration, which any method of the driver may do, does not wait for that. To unbind
-/// the parent does. The module cannot be unloaded while the device is open, and to unload it waits
-/// until the registration data has been dropped.
+/// the parent does. The module cannot be unloaded while the device is open. When it is unloaded,
+/// its memory is not freed before the registration data has been dropped.
 pub struct Registration<T: Operations<Base = Base>> {
     device: ARef<Device<T>>,
     entry: Arc<Entry>,
@@ -110,20 +112,21 @@ impl<T: Operations<Base = Base>> Registration<T> {
     /// name `name`.
     ///
     /// May sleep. Fails with the error of `data`, with [`ENODEV`] if there can be no device of that
-    /// name, and with [`ENOMEM`].
+    /// name or the module is being unloaded, and with [`ENOMEM`].
     pub fn new(
         name: &CStr,
         data: impl PinInit<T::RegistrationData<'static>, Error>,
     ) -> Result<Self> {
         let parent = faux::Registration::new(name, None)?;
         let this = Self::register(parent.as_ref().as_ref(), data)?;
-        this.entry.own_parent(parent);
+        this.entry.as_arc_borrow().own_parent(parent);
         Ok(this)
     }
 
     /// Registers a new device with the given data below `parent`.
     ///
-    /// May sleep. Fails with the error of `data`, and with [`ENOMEM`].
+    /// May sleep. Fails with the error of `data`, with [`ENODEV`] if the module is being unloaded,
+    /// and with [`ENOMEM`].
     pub fn below(
         parent: &impl Parent,
         data: impl PinInit<T::RegistrationData<'static>, Error>,

@@ -130,22 +130,24 @@ impl SetIrqs {
             _ => return Err(EINVAL),
         };
 
-        // The size is bounded by the number of interrupts that the driver said it has.
+        // The size is bounded by the number of interrupts that the driver said it has. That may be
+        // more than can be allocated, which is nothing to warn of.
+        let gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
         let mut bytes = KVec::new();
-        UserSlice::new(data, size).read_all(&mut bytes, GFP_KERNEL_ACCOUNT)?;
+        UserSlice::new(data, size).read_all(&mut bytes, gfp)?;
 
         let data = match flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
             bindings::VFIO_IRQ_SET_DATA_NONE => Data::None,
             bindings::VFIO_IRQ_SET_DATA_BOOL => {
-                let mut bools = KVec::with_capacity(bytes.len(), GFP_KERNEL_ACCOUNT)?;
+                let mut bools = KVec::with_capacity(bytes.len(), gfp)?;
                 for byte in bytes {
-                    bools.push(byte != 0, GFP_KERNEL_ACCOUNT)?;
+                    bools.push(byte != 0, gfp)?;
                 }
                 Data::Bool(bools)
             }
             bindings::VFIO_IRQ_SET_DATA_EVENTFD => {
                 let fds = bytes.chunks_exact(size_of::<i32>());
-                let mut eventfds = KVec::with_capacity(fds.len(), GFP_KERNEL_ACCOUNT)?;
+                let mut eventfds = KVec::with_capacity(fds.len(), gfp)?;
                 for fd in fds {
                     let eventfd = match i32::from_ne_bytes(fd.try_into().map_err(|_| EINVAL)?) {
                         -1 => None,

@@ -3,9 +3,9 @@
 //! The pages that are pinned for a device, and who unpins them.
 //!
 //! To pin and to unpin takes locks of the IOMMU backend, under which in turn `mmap_lock` is taken.
-//! So the lock of [`Pins`] is held for neither: a driver can use what it has pinned in any callback,
-//! those that are called with `mmap_lock` held included. For the same reason pages are not unpinned
-//! by who drops the last that there is of them, but by a work item.
+//! So the lock of [`Pins`] is held for neither: a driver can use what it has pinned in any
+//! callback, those that are called with `mmap_lock` held included. For the same reason pages are
+//! not unpinned by who drops the last that there is of them, but by a work item.
 
 use crate::{
     bindings,
@@ -57,16 +57,37 @@ struct State {
     next: u64,
     /// How many tasks are pinning or unpinning pages, which are not in `pins`.
     busy: usize,
-    /// What userspace has unmapped last, and when.
-    unmapped: Option<(DmaAddress, u64, Instant<Monotonic>)>,
+    /// What userspace has unmapped last, the latest first.
+    unmapped: [Option<Unmapped>; UNMAPPED],
+}
+
+/// How many of the ranges that were unmapped last are known. There is one for each task that unmaps
+/// at a time.
+const UNMAPPED: usize = 8;
+
+/// A range of addresses that userspace has unmapped, and when.
+struct Unmapped {
+    iova: DmaAddress,
+    length: u64,
+    when: Instant<Monotonic>,
+}
+
+impl Unmapped {
+    /// Returns whether that was just now.
+    fn is_recent(&self) -> bool {
+        self.when.elapsed() < QUIET
+    }
 }
 
 /// How long pages are not pinned after userspace has unmapped them.
 ///
 /// While it unmaps, the type1 IOMMU driver drops its lock to call
 /// [`Operations::dma_unmap`](super::Operations::dma_unmap), then looks for pinned pages again, and
-/// gives up with a `BUG_ON()` when it found some ten times. Who pins in between must not get ahead
-/// of it so often.
+/// gives up with a `BUG_ON()` when it found some more than ten times. Who pins in between must not
+/// get ahead of it so often.
+///
+/// This makes that unlikely, and does not exclude it: another task may hold the lock of the type1
+/// driver for longer, and more tasks than [`UNMAPPED`] may unmap. Only the type1 driver can.
 const QUIET: Delta = Delta::from_millis(10);
 
 /// How often, and for how long each time, who unmaps waits for others to finish to pin or unpin.
@@ -97,8 +118,8 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     /// # Safety
     ///
-    /// `pages` must be pinned for `vdev` from `iova` on, and `unpin` must unpin so many pages there.
-    /// The device must be open for as long as the returned value lives.
+    /// `pages` must be pinned for `vdev` from `iova` on, and `unpin` must unpin so many pages
+    /// there. The device must be open for as long as the returned value lives.
     pub(super) unsafe fn new(
         iova: DmaAddress,
         pages: KVec<*mut bindings::page>,
@@ -150,9 +171,17 @@ fn overlap(one: DmaAddress, size: u64, other: DmaAddress, length: u64) -> bool {
 impl State {
     /// Returns whether pages at `iova` have been unmapped just now.
     fn is_quiet(&self, iova: DmaAddress, count: usize) -> bool {
-        self.unmapped.as_ref().is_some_and(|(other, length, when)| {
-            overlap(iova, bytes(count), *other, *length) && when.elapsed() < QUIET
-        })
+        let unmapped = self.unmapped.iter().flatten();
+        unmapped
+            .filter(|other| overlap(iova, bytes(count), other.iova, other.length))
+            .any(Unmapped::is_recent)
+    }
+
+    /// Remembers what is being unmapped, in place of what was unmapped longest ago.
+    fn set_unmapped(&mut self, iova: DmaAddress, length: u64) {
+        let when = Instant::now();
+        self.unmapped.rotate_right(1);
+        self.unmapped[0] = Some(Unmapped { iova, length, when });
     }
 
     /// Returns the pin `id`, if it is still there.
@@ -168,7 +197,7 @@ impl Pins {
                 pins: KVec::new(),
                 next: 0,
                 busy: 0,
-                unmapped: None,
+                unmapped: [const { None }; UNMAPPED],
             }),
             idle <- new_condvar!(),
             work <- new_work!("vfio::Pins::work"),
@@ -238,7 +267,7 @@ impl Pins {
     /// Unpins the pages that are in the `length` bytes at `iova`.
     pub(super) fn unmap(&self, iova: DmaAddress, length: u64) {
         // From now on others do not pin them.
-        self.state.lock().unmapped = Some((iova, length, Instant::now()));
+        self.state.lock().set_unmapped(iova, length);
         self.unpin(|pin| pin.overlaps(iova, length));
 
         let (attempts, delay) = PATIENCE;
@@ -256,7 +285,7 @@ impl Pins {
         self.unpin(|_| true);
 
         let mut state = self.state.lock();
-        state.unmapped = None;
+        state.unmapped = [const { None }; UNMAPPED];
         // The work item may still be unpinning some.
         while state.busy > 0 {
             self.idle.wait(&mut state);

@@ -11,6 +11,16 @@
 //! To undo it waits until userspace has closed the device. A driver never does that itself, as it
 //! may be in a callback of that very device: a work item does.
 //!
+//! The notifier of the module must not wait either, neither for userspace nor for data that is
+//! dropped: the chain's rwsem is held, which all that loads or unloads a module takes, and so does
+//! [`Entry::add`]. It only queues the work. What waits is what frees the module, which holds no
+//! lock then: an entry has a reference to the module's kobject, and the memory of a module is not
+//! freed before all those are gone.
+//!
+//! So code of the driver can run after other notifiers have been told that the module goes. That is
+//! of no consequence to Rust code, with one exception that is not handled: a kprobe in a function
+//! of the driver is dead from then on, but still armed. Remove it before the module is unloaded.
+//!
 //! Nothing here is generic: the code is in the image of the kernel, where it stays when modules go.
 
 use crate::{
@@ -33,6 +43,7 @@ use crate::{
         WorkItem, //
     },
 };
+use core::ptr::NonNull;
 
 /// A registered device, and how to unregister it.
 pub(super) struct Registered {
@@ -48,12 +59,15 @@ unsafe impl Send for Registered {}
 ///
 /// # Invariants
 ///
-/// - `notifier` is registered from when [`Entry::add`] succeeds until the work has run, and owns a
-///   reference to `self` for that time.
-/// - `module` is `NULL` or, until `gone` is completed, a module that is not freed.
+/// `notifier` is registered from when [`Entry::add`] succeeds until the work has run, and owns a
+/// reference to `self` for that time.
 #[pin_data]
 pub(super) struct Entry {
+    /// The module, which is only compared with.
     module: *mut bindings::module,
+    /// What keeps it, until nothing is left that needs its code.
+    #[pin]
+    memory: Mutex<Option<ModuleMemory>>,
     #[pin]
     notifier: Opaque<bindings::notifier_block>,
     /// The device, until somebody unregisters it.
@@ -65,9 +79,6 @@ pub(super) struct Entry {
     /// The tie to the parent, and the parent itself if it was made for this device.
     #[pin]
     parent: Mutex<Parent>,
-    /// Nothing is left that the module or the parent would have to wait for.
-    #[pin]
-    gone: Completion,
     #[pin]
     work: Work<Self>,
 }
@@ -82,8 +93,8 @@ impl_has_work! {
     impl HasWork<Self> for Entry { self.work }
 }
 
-// SAFETY: The notifier is only used by C code, which has locks of its own, and a module may be used
-// by any task.
+// SAFETY: The notifier is only used by C code, which has locks of its own, and the pointer to the
+// module is not dereferenced.
 unsafe impl Send for Entry {}
 
 // SAFETY: As for `Send`. The other fields are `Sync`.
@@ -91,12 +102,16 @@ unsafe impl Sync for Entry {}
 
 impl Entry {
     /// Makes an entry for a device of a driver of `module`. Nothing is registered yet.
+    ///
+    /// Fails with [`ENODEV`] if the module is being freed, and with [`ENOMEM`].
     pub(super) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
+        let memory = ModuleMemory::of(module)?;
         let init = pin_init!(Self {
             module: module.as_ptr(),
+            memory <- new_mutex!(memory),
             notifier: Opaque::new(bindings::notifier_block {
                 notifier_call: Some(Self::notifier_call),
-                // Before others, which may be what makes the code of the module run.
+                // Before others, which makes the time after them in which the work runs short.
                 priority: c_int::MAX,
                 ..Default::default()
             }),
@@ -106,13 +121,14 @@ impl Entry {
                 unbinding: None,
                 faux: None,
             }),
-            gone <- Completion::new(),
             work <- new_work!("vfio::Entry::work"),
         });
         Arc::pin_init(init, GFP_KERNEL)
     }
 
     /// Takes over a device that was registered below `parent`. On failure, it is unregistered.
+    ///
+    /// Fails with [`ENODEV`] if the module is being unloaded, and with [`ENOMEM`].
     ///
     /// # Safety
     ///
@@ -126,25 +142,45 @@ impl Entry {
         *self.registered.lock() = Some(registered);
 
         let unbinding = Devres::new(parent, Unbinding(self.into())).and_then(|unbinding| {
-            // The module has not been unloaded: its code is running.
             Self::register_notifier(self)?;
             Ok(unbinding)
         });
         match unbinding {
             Ok(unbinding) => {
                 self.parent.lock().unbinding = Some(unbinding);
-                Ok(())
             }
             Err(err) => {
                 self.unregister();
-                Err(err)
+                return Err(err);
             }
         }
+
+        // If the notifiers were called before this one was registered, nobody else would do it. The
+        // module is marked before they are called, and their rwsem orders that.
+        if self.is_going() {
+            self.remove();
+            return Err(ENODEV);
+        }
+        Ok(())
     }
 
     /// Takes over the parent of the device, which is removed after the device.
-    pub(super) fn own_parent(&self, faux: faux::Registration) {
+    pub(super) fn own_parent(self: ArcBorrow<'_, Self>, faux: faux::Registration) {
         self.parent.lock().faux = Some(faux);
+
+        // The work may have run since `add`, and then has to run again for the parent.
+        if self.is_going() {
+            self.remove();
+        }
+    }
+
+    /// Returns whether the module is being unloaded, or its `init` has failed.
+    fn is_going(&self) -> bool {
+        match &*self.memory.lock() {
+            Some(memory) => memory.is_going(),
+            // The work has run, unless there is no module.
+            None => !self.module.is_null(),
+        }
     }
 
     /// Undoes the registration, without waiting for that.
@@ -161,8 +197,9 @@ impl Entry {
         let registered = self.registered.lock().take();
         match registered {
             Some(Registered { vdev, unregister }) => {
-                // SAFETY: By the requirements of `add`, the function is for the device. Its module
-                // waits for `gone`, which is completed later.
+                // SAFETY: By the requirements of `add`, the function is for the device. Its code is
+                // there: either `add` is called by the module, or `memory`, which is dropped after
+                // this, keeps it.
                 unsafe { unregister(vdev) };
                 self.unregistered.complete_all();
             }
@@ -203,12 +240,19 @@ impl Entry {
     #[cfg(not(CONFIG_MODULES))]
     fn unregister_notifier(_this: &Arc<Self>) {}
 
-    /// Does what happens when the module is unloaded, for a test.
+    /// Does what the chain of notifiers does when the module is unloaded, for a test.
     #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
-    pub(super) fn module_is_unloaded(&self) {
+    pub(super) fn module_goes(&self) {
         let going = bindings::module_state_MODULE_STATE_GOING as c_ulong;
-        // SAFETY: `notifier` is that of an entry.
+        // SAFETY: `notifier` is that of an entry. The caller has a reference to it, as the chain.
         unsafe { Self::notifier_call(self.notifier.get(), going, self.module.cast()) };
+    }
+
+    /// Waits as what frees the module does, for a test.
+    #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
+    pub(super) fn module_is_freed(&self) {
+        // SAFETY: `work` is initialised, and is not freed while `self` is borrowed.
+        unsafe { bindings::flush_work(Work::raw_get(&self.work)) };
     }
 
     /// # Safety
@@ -223,17 +267,16 @@ impl Entry {
         // SAFETY: By the requirements of this function, `notifier` is that of an entry.
         let entry = unsafe { crate::container_of!(Opaque::cast_from(notifier), Self, notifier) };
         // SAFETY: By the type invariants, the notifier owns a reference. `unregister_notifier` does
-        // not drop it while this runs.
+        // not drop it while this runs, as it takes the rwsem of the chain for writing.
         let entry = unsafe { ArcBorrow::from_raw(entry) };
 
-        // The `exit` of the module has returned, so that it has dropped what it was going to drop.
-        // It has no users: the device is not open, and can not be opened.
+        // The `exit` of the module has returned, or its `init` has failed, so that it has dropped
+        // what it was going to drop. From now on the device cannot be opened, but it may be open.
         // CAST: The states are small numbers.
         if state == bindings::module_state_MODULE_STATE_GOING as c_ulong
             && module == entry.module.cast()
         {
             entry.remove();
-            entry.gone.wait_for_completion();
         }
         bindings::NOTIFY_DONE as c_int
     }
@@ -255,8 +298,58 @@ impl WorkItem for Entry {
         );
         drop(parent);
 
-        this.gone.complete_all();
         Self::unregister_notifier(&this);
+        // The module can be freed from here on. This is not part of it.
+        let memory = this.memory.lock().take();
+        drop(memory);
+    }
+}
+
+/// A reference to a module by which its memory, and so its code, is not freed.
+///
+/// Other than a reference that `try_module_get()` takes, it does not keep the module from being
+/// unloaded: what frees it waits, after its `exit` or failed `init`, and with no lock held.
+///
+/// # Invariants
+///
+/// The pointer is to a module, and a reference to its kobject is owned.
+struct ModuleMemory(NonNull<bindings::module>);
+
+// SAFETY: A reference to a kobject may be put by any task.
+unsafe impl Send for ModuleMemory {}
+
+impl ModuleMemory {
+    /// Takes a reference. There is nothing to be kept of a module that is built in.
+    fn of(module: &'static ThisModule) -> Result<Option<Self>> {
+        let Some(module) = NonNull::new(module.as_ptr()) else {
+            return Ok(None);
+        };
+        // SAFETY: The module is valid: it is the one of the caller. Its kobject was initialised by
+        // `mod_sysfs_setup()` before any of its code ran; `RUST_VFIO_ABSTRACTIONS` has SYSFS.
+        if unsafe { bindings::kobject_get_unless_zero(&raw mut (*module.as_ptr()).mkobj.kobj) }
+            .is_null()
+        {
+            return Err(ENODEV);
+        }
+        // INVARIANT: The reference was just taken.
+        Ok(Some(Self(module)))
+    }
+
+    /// Returns whether the module is being unloaded, or its `init` has failed.
+    fn is_going(&self) -> bool {
+        // SAFETY: By the type invariants, the module is valid. Its state is an integer that others
+        // write to as a whole, so that any value is one of the states.
+        // FIXME: Use `READ_ONCE` when available.
+        let state = unsafe { (&raw const (*self.0.as_ptr()).state).read_volatile() };
+        state == bindings::module_state_MODULE_STATE_GOING
+    }
+}
+
+impl Drop for ModuleMemory {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, a reference is owned. `free_module()` waits for it in
+        // `mod_kobject_put()`. The module is not used after this.
+        unsafe { bindings::kobject_put(&raw mut (*self.0.as_ptr()).mkobj.kobj) };
     }
 }
 

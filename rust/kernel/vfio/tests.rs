@@ -25,7 +25,6 @@ use crate::{
     faux,
     new_mutex,
     page::{
-        Page,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },

@@ -309,7 +309,8 @@ impl<T: Operations> VTable<T> {
     ) -> c_int {
         // SAFETY: `vfio_get_region_info()` passes on a variable of its own.
         let info = unsafe { &mut *info };
-        // SAFETY: As above.
+        // SAFETY: `vfio_get_region_info()` passes on a variable of its own, which nobody else uses
+        // until this returns.
         let mut capabilities = unsafe { region::Capabilities::from_raw(caps) };
 
         // SAFETY: This is called for a file with `access_granted`.

@@ -99,7 +99,12 @@ impl<T: Operations<Base = Base>> Device<T, InRegion> {
 /// It is accessed by the methods of [`Io`](crate::io::Io), as little-endian, in 8, 16, 32 and 64
 /// bits. It can be kept in the open data.
 ///
-/// The device is kept awake. An access waits for a reset that is in progress; so none is to be made
+/// The device is kept awake. So the low-power features of userspace
+/// (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`) succeed while there is a `Bar`, but the device is not
+/// suspended, and the mode only ends when userspace says so. A driver that wants these features to
+/// work does not keep one in the open data. One that is forgotten keeps the device awake for ever.
+///
+/// An access waits for a reset that is in progress; so none is to be made
 /// with a lock held that [`Driver::reset_prepare`](super::Driver::reset_prepare) or
 /// [`Driver::reset_done`](super::Driver::reset_done) takes. If userspace has disabled the memory of
 /// the device, or if the MSI-X table is at the place, which belongs to vfio-pci-core, a read gives

@@ -187,9 +187,9 @@ impl<T: Operations<Base = Base>> Device<T, InRegion> {
         // SAFETY: `vfio_pci_core_init_dev()` set `pdev`, which does not change.
         let pdev = unsafe { (*self.as_core()).pdev };
 
-        // CAST: `pci::Device` is a transparent wrapper of `struct pci_dev`. SAFETY: The device is
-        // open, and for as long as it is, its parent is bound: the driver core has a reference to
-        // it.
+        // SAFETY: The device is open, and `remove_callback` waits until it is not. Until that
+        // returns the PCI device is bound, and the driver core has a reference to it.
+        // CAST: `pci::Device` is a transparent wrapper of `struct pci_dev`.
         unsafe { &*pdev.cast() }
     }
 }

@@ -71,7 +71,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     #[inline]
     pub fn core_read(&self, access: &mut region::Read) -> Result {
         access.forward(|user, count, position| {
-            // SAFETY: The device is open. `position` is valid.
+            // SAFETY: `Opened` is for a callback that is running, for whose time the core keeps the
+            // device open. `position` is valid.
             unsafe {
                 bindings::vfio_pci_core_read(
                     self.as_raw(),
@@ -89,7 +90,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     #[inline]
     pub fn core_write(&self, access: &mut region::Write) -> Result {
         access.forward(|user, count, position| {
-            // SAFETY: The device is open. `position` is valid.
+            // SAFETY: `Opened` is for a callback that is running, for whose time the core keeps the
+            // device open. `position` is valid.
             unsafe {
                 bindings::vfio_pci_core_write(
                     self.as_raw(),
@@ -114,7 +116,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
             ..Default::default()
         };
 
-        // SAFETY: The device is open. Both pointers are valid, and not used by anyone else.
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time. Both pointers are valid, and not used by anyone else.
         to_result(unsafe {
             bindings::vfio_pci_ioctl_get_region_info(
                 self.as_raw(),
@@ -130,7 +133,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
     #[inline]
     pub fn core_ioctl(&self, ioctl: ioctl::Ioctl<'_>) -> Result<isize> {
-        // SAFETY: The device is open.
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
         unsafe { Base::ioctl(self.as_raw(), ioctl.cmd(), ioctl.arg()) }
     }
 
@@ -140,7 +144,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the feature.
     #[inline]
     pub fn core_feature(&self, feature: feature::Feature<'_>) -> Result<c_int> {
-        // SAFETY: The device is open. The address is only reached as memory of userspace.
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time. The address is only reached as memory of userspace.
         let ret = unsafe {
             bindings::vfio_pci_core_ioctl_feature(
                 self.as_raw(),
@@ -212,8 +217,8 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
         mapping: region::Mapping<'request>,
     ) -> Result<region::Mapped<'request>> {
         mapping.answer(|vma| {
-            // SAFETY: The device is open. The vma is being set up, and nothing is mapped yet, as
-            // `Mapping` shows.
+            // SAFETY: `Mmap` is for a callback that is running, and its file keeps the device open.
+            // The vma is being set up, and nothing is mapped yet, as `Mapping` shows.
             unsafe { bindings::vfio_pci_core_mmap(self.as_raw(), vma) }
         })
     }
@@ -225,8 +230,8 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
         search: placement::Search<'request>,
     ) -> placement::Placement<'request> {
         search.forward(|file, addr, len, pgoff, flags| {
-            // SAFETY: The device is open. The arguments are those of the file operation that is
-            // running.
+            // SAFETY: `Mmap` is for a callback that is running, and its file keeps the device open.
+            // The arguments are those of the file operation that is running.
             unsafe {
                 bindings::vfio_pci_core_get_unmapped_area(
                     self.as_raw(),
@@ -248,7 +253,8 @@ impl<T: Operations<Base = Base>> Device<T, Resetting> {
     /// task holds the lock of the device.
     #[inline]
     pub fn core_reset(&self) -> Result {
-        // SAFETY: The device is open.
+        // SAFETY: `Resetting` is for a callback that is running, for whose time the core keeps the
+        // device open.
         unsafe { Base::ioctl(self.as_raw(), ioctl::RESET, 0) }?;
         Ok(())
     }

@@ -163,7 +163,8 @@ pub trait Driver: Operations<Base = Base> {
     /// Called before somebody resets the device on purpose.
     ///
     /// The caller holds the device lock, and may hold `dev_set->lock` and `memory_lock` of
-    /// vfio-pci-core.
+    /// vfio-pci-core. It may also be the task that called [`Device::core_reset`]: a lock of the
+    /// driver's own that this takes must not be held then.
     fn reset_prepare(_device: &Device<Self>, _data: Pin<&Self::RegistrationData<'_>>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -177,6 +178,9 @@ pub trait Driver: Operations<Base = Base> {
 }
 
 /// An adapter for the registration of drivers with the PCI bus.
+///
+/// Its [`driver::Registration`] has [limits](super::super#limits): it is to be dropped before the
+/// module is unloaded, and not in a callback.
 pub struct Adapter<T: Driver>(T);
 
 // SAFETY:
@@ -331,7 +335,8 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: By the requirements of this function, drvdata is a `Device<T>`, which is not
         // dropped while the lock is held.
         let device = unsafe { Device::<T, Ctx>::from_raw(Self::drvdata(pdev).cast()) };
-        // SAFETY: As above, `remove_callback` has not unregistered the device.
+        // SAFETY: By the requirements of this function, the device is in the state of `Ctx`, and
+        // `remove_callback`, which takes the lock that is held, has not unregistered it.
         unsafe { device.with_data(f) }
     }
 

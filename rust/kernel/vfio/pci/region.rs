@@ -50,7 +50,8 @@ impl<T: Operations<Base = Base>> Device<T, Opening> {
         let index = checked_index(count)?;
         let region = KBox::new(region, GFP_KERNEL_ACCOUNT)?.into_foreign();
 
-        // SAFETY: As above, nobody else uses the regions. The table is never freed, and its
+        // SAFETY: The device is being opened, with `dev_set->lock` held, and no file has access:
+        // nobody else uses the regions. The table is never freed, and its
         // functions are for the type of `region`.
         let ret = to_result(unsafe {
             bindings::vfio_pci_core_register_dev_region(

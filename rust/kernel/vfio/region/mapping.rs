@@ -10,10 +10,6 @@ use crate::{
         flags,
         VmaNew, //
     },
-    page::{
-        Page,
-        PAGE_SIZE, //
-    },
     prelude::*, //
 };
 use core::marker::PhantomData;
@@ -123,36 +119,8 @@ impl<'request> Mapping<'request> {
         map: impl FnOnce(*mut bindings::vm_area_struct) -> c_int,
     ) -> Result<Mapped<'request>> {
         to_result(map(self.vma.as_ptr()))?;
-        Ok(self.mapped())
-    }
-
-    #[inline]
-    fn mapped(self) -> Mapped<'request> {
-        Mapped {
+        Ok(Mapped {
             _brand: PhantomData,
-        }
-    }
-
-    /// Maps `pages`, in that order. Each has a reference as long as it is mapped.
-    ///
-    /// Userspace sees what is in them: a page that was not filled must have been allocated with
-    /// [`__GFP_ZERO`](crate::alloc::flags::__GFP_ZERO).
-    ///
-    /// Fails with [`EINVAL`] unless there are as many pages as the mapping has, and the mapping is
-    /// shared.
-    pub fn insert_pages<'a>(
-        self,
-        pages: impl ExactSizeIterator<Item = &'a Page>,
-    ) -> Result<Mapped<'request>> {
-        if !self.is_shared() || pages.len() != self.len() / PAGE_SIZE {
-            return Err(EINVAL);
-        }
-
-        let addresses = (self.vma.start()..self.vma.end()).step_by(PAGE_SIZE);
-        let vma = self.vma.set_mixedmap();
-        for (address, page) in addresses.zip(pages) {
-            vma.vm_insert_page(address, page)?;
-        }
-        Ok(self.mapped())
+        })
     }
 }

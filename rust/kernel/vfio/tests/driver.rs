@@ -107,7 +107,8 @@ impl Log {
 pub(super) struct Data {
     log: Arc<Log>,
     memory: Memory,
-    pages: [Page; 2],
+    /// What userspace can only read.
+    read_only: Memory,
 }
 
 impl Drop for Data {
@@ -159,10 +160,7 @@ impl Full {
         Ok(Data {
             log: log.clone(),
             memory: Memory::new(REGION_SIZE)?,
-            pages: [
-                Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?,
-                Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?,
-            ],
+            read_only: Memory::new(2 * PAGE_SIZE)?,
         })
     }
 }
@@ -263,7 +261,7 @@ impl Operations for Full {
         match mapping.position().index {
             0 => {
                 mapping.forbid_write()?;
-                mapping.insert_pages(this.data.pages.iter())
+                this.data.read_only.map(mapping)
             }
             _ => this.data.memory.map(mapping),
         }

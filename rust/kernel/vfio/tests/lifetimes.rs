@@ -202,12 +202,36 @@ mod cases {
 
         core::mem::forget(fixture.registration);
         assert_eq!(fixture.log.take()[..], []);
-        entry.module_is_unloaded();
+        entry.module_goes();
+        entry.module_is_freed();
         assert_eq!(fixture.log.take()[..], [Event::DropRegistrationData]);
 
         // There is nothing left to be done when the parent goes.
         drop(fixture.parent);
         assert_eq!(fixture.log.take()[..], []);
+        Ok(())
+    }
+
+    /// What is called with the lock of all modules held does not wait for userspace.
+    #[test]
+    fn module_goes_while_file_is_open() -> Result {
+        let fixture = Fixture::new()?;
+        let device = fixture.registration.as_ref().unwrap().device();
+        let entry = fixture.registration.as_ref().unwrap().entry().clone();
+        // It is not bound, so that it does not keep the module in use.
+        let file = OpenFile::of(device)?;
+
+        core::mem::forget(fixture.registration);
+        entry.module_goes();
+        assert!(!fixture.log.take().contains(&Event::DropRegistrationData));
+
+        // The driver's code is needed until the file is closed.
+        drop(file);
+        entry.module_is_freed();
+        assert_eq!(
+            fixture.log.take().last(),
+            Some(&Event::DropRegistrationData)
+        );
         Ok(())
     }
 
@@ -241,7 +265,8 @@ mod cases {
             let entry = registration.entry().clone();
             // The name is taken.
             drop(registration);
-            entry.module_is_unloaded();
+            entry.module_goes();
+            entry.module_is_freed();
             assert_eq!(log.take()[..], [Event::DropRegistrationData]);
         }
         Ok(())
