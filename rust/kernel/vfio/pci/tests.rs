@@ -22,10 +22,19 @@ use super::{
     NUM_REGIONS, //
 };
 use crate::{
+    alloc::flags::__GFP_ZERO,
     bindings,
     pci,
     prelude::*, //
 };
+
+/// What the vfio-pci core keeps of a device, of one that is none.
+fn core_device() -> Result<KBox<bindings::vfio_pci_core_device>> {
+    let core = KBox::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+    // SAFETY: All members of the structure are of C, and zero is a value of each. bindgen does not
+    // know it of those whose alignment depends on the configuration.
+    Ok(unsafe { core.assume_init() })
+}
 
 #[kunit_tests(rust_vfio_pci)]
 mod cases {
@@ -184,10 +193,7 @@ mod cases {
 
     #[test]
     fn settings() -> Result {
-        let mut core = KBox::init(
-            pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
-            GFP_KERNEL,
-        )?;
+        let mut core = core_device()?;
         let all = [false, true];
         for (no_intx_mask, disable_vga, disable_idle_d3) in all.iter().flat_map(|a| {
             all.iter()
@@ -216,17 +222,11 @@ mod cases {
             // SAFETY: The callers pass on what they own.
             unsafe { bindings::INIT_LIST_HEAD(list) };
         }
-        let new = || {
-            KBox::init(
-                pin_init::init_zeroed::<bindings::vfio_pci_core_device>(),
-                GFP_KERNEL,
-            )
-        };
         let mut set = KBox::init(
             pin_init::init_zeroed::<bindings::vfio_device_set>(),
             GFP_KERNEL,
         )?;
-        let (mut one, mut other) = (new()?, new()?);
+        let (mut one, mut other) = (core_device()?, core_device()?);
 
         init(&mut set.device_list);
         // SAFETY: The lock is in memory that is not moved. The key is static.
