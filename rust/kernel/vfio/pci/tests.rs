@@ -194,11 +194,8 @@ mod cases {
     #[test]
     fn settings() -> Result {
         let mut core = core_device()?;
-        let all = [false, true];
-        for (no_intx_mask, disable_vga, disable_idle_d3) in all.iter().flat_map(|a| {
-            all.iter()
-                .flat_map(move |b| all.iter().map(move |c| (*a, *b, *c)))
-        }) {
+        for bits in 0..8 {
+            let [no_intx_mask, disable_vga, disable_idle_d3] = [1, 2, 4].map(|bit| bits & bit != 0);
             let settings = Settings {
                 no_intx_mask,
                 disable_vga,
