@@ -158,31 +158,16 @@ fn kernel_stages(
     builds(ctx, &all, select, report)
 }
 
-/// The legs of KUnit that are selected; another architecture's is by its own name only, since each
-/// builds a kernel of its own.
-fn legs(select: &Selection<'_>, report: &mut Report) -> Vec<&'static Leg> {
-    let mut legs = Vec::new();
-    for leg in kunit::LEGS {
-        if !select.test("kunit", leg.name) {
-            continue;
-        }
-        if leg.foreign() && select.stage("kunit") {
-            let why = format!("on its own: cargo xtask test --only {}", leg.name);
-            report.add("kunit", leg.name, leg.name, Outcome::Skipped(why));
-        } else {
-            legs.push(leg);
-        }
-    }
-    legs
-}
-
 /// Everything that needs a compiler.
 fn builds(ctx: &Ctx, all: &Assembled, select: &Selection<'_>, report: &mut Report) -> Result<()> {
     let compile: Vec<&Config> = COMPILE
         .iter()
         .filter(|config| select.test("compile", config.name))
         .collect();
-    let legs = legs(select, report);
+    let legs: Vec<&Leg> = kunit::LEGS
+        .iter()
+        .filter(|leg| select.test("kunit", leg.name))
+        .collect();
     // What names nothing else is a test in the virtual machine.
     let wants_vm = select.0.is_none_or(|only| {
         only == "vm" || !STAGES.contains(&only) && compile.is_empty() && legs.is_empty()
