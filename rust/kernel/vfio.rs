@@ -99,14 +99,15 @@
 //! code that the device is built on or, if there is none, `NULL`.
 //!
 //! Of the ioctls that the core leaves to drivers, those that are the same for all kinds of devices
-//! are decoded for [`Operations::info`], [`Operations::irq_info`], [`Operations::set_irqs`] and
-//! [`Operations::reset`].
+//! are decoded for [`Operations::info`], [`Operations::info_capabilities`],
+//! [`Operations::irq_info`], [`Operations::set_irqs`] and [`Operations::reset`].
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
 pub mod dma;
 pub mod emulated;
 pub mod feature;
+pub mod info;
 pub mod ioctl;
 pub mod irq;
 #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
@@ -115,6 +116,7 @@ pub mod placement;
 pub mod region;
 
 mod base;
+mod capability;
 mod context;
 mod device;
 mod memory;

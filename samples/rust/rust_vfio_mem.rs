@@ -170,8 +170,9 @@ impl vfio::Operations for MemDriver {
     fn set_irqs(
         _device: &vfio::Device<Self, vfio::Opened>,
         this: Pin<&Session<'_>>,
-        request: irq::SetIrqs,
+        request: irq::SetIrqs<'_>,
     ) -> Result {
+        let request = request.decode()?;
         if request.action != irq::Action::Trigger {
             return Err(EINVAL);
         }

@@ -52,6 +52,7 @@ unsafe impl private::Base for Base {
 
     // The parent may be bound to the driver of another module, as a faux device is.
     const HOLDS_MODULE: bool = true;
+    const HAS_CORE: bool = false;
 
     fn new_state() -> Result<Arc<Pins>> {
         Pins::new()

@@ -13,6 +13,7 @@ use super::{
         Resetting, //
     },
     feature,
+    info,
     ioctl,
     irq,
     placement,
@@ -132,8 +133,29 @@ pub trait Operations: Sized + 'static {
 
     /// Tells userspace how many regions and interrupts there are (`VFIO_DEVICE_GET_INFO`).
     ///
-    /// Must be implemented for emulated devices, and if [`set_irqs`](Self::set_irqs) is.
+    /// Must be implemented for emulated devices. Also called to check what userspace asks of
+    /// interrupts.
     fn info(_device: &Device<Self, Opened>, _this: Pin<&Self::OpenData<'_>>) -> DeviceInfo {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Tells userspace more of the device than [`info`](Self::info) does, by capabilities
+    /// (`VFIO_DEVICE_GET_INFO`).
+    ///
+    /// They are added to those of the C code that the device is built on.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::info};
+    /// /// The capability that has `flags`, a `u32`, behind its header.
+    /// fn atomics(capabilities: &mut info::Capabilities, flags: u32) -> Result {
+    ///     capabilities.add(5, 1, &flags.to_ne_bytes())
+    /// }
+    /// ```
+    fn info_capabilities(
+        _device: &Device<Self, Opened>,
+        _this: Pin<&Self::OpenData<'_>>,
+        _capabilities: &mut info::Capabilities,
+    ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -252,8 +274,9 @@ pub trait Operations: Sized + 'static {
 
     /// Tells userspace of the interrupts `index` (`VFIO_DEVICE_GET_IRQ_INFO`).
     ///
-    /// Must be implemented if [`set_irqs`](Self::set_irqs) is. Fails with [`EINVAL`] if there is
-    /// no interrupt `index`.
+    /// Must be implemented for emulated devices if [`set_irqs`](Self::set_irqs) is. Fails with
+    /// [`EINVAL`] if there is no interrupt `index`, which is less than what [`info`](Self::info)
+    /// says.
     fn irq_info(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
@@ -268,7 +291,7 @@ pub trait Operations: Sized + 'static {
     fn set_irqs(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _request: irq::SetIrqs,
+        _request: irq::SetIrqs<'_>,
     ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

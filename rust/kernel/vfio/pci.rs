@@ -14,9 +14,13 @@
 //! | Method                              | Function of vfio-pci-core                              |
 //! |-------------------------------------|--------------------------------------------------------|
 //! | [`Operations::open`]                | called before and after the method                     |
+//! | [`Operations::info`]                | [`Device::core_info`]                                  |
+//! | [`Operations::info_capabilities`]   | called before, adds its own                            |
 //! | [`Operations::read`]                | [`Device::core_read`]                                  |
 //! | [`Operations::write`]               | [`Device::core_write`]                                 |
 //! | [`Operations::region_info`]         | [`Device::core_region_info`]                           |
+//! | [`Operations::irq_info`]            | [`Device::core_irq_info`]                              |
+//! | [`Operations::set_irqs`]            | [`Device::core_set_irqs`]                              |
 //! | [`Operations::mmap`]                | [`Device::core_mmap`]                                  |
 //! | [`Operations::get_unmapped_area`]   | [`Device::core_get_unmapped_area`]                     |
 //! | [`Operations::reset`]               | [`Device::core_reset`]                                 |

@@ -10,6 +10,7 @@ use super::{
         Registration, //
     },
     feature,
+    info,
     ioctl,
     irq,
     placement,

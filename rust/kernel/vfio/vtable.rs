@@ -59,8 +59,12 @@ impl<T: Operations> VTable<T> {
     const BASE: bindings::vfio_device_ops = T::Base::OPS;
 
     /// Whether the driver implements one of the methods that [`ioctl::dispatch`] calls.
-    const HAS_IOCTLS: bool =
-        T::HAS_INFO || T::HAS_IRQ_INFO || T::HAS_SET_IRQS || T::HAS_RESET || T::HAS_IOCTL;
+    const HAS_IOCTLS: bool = T::HAS_INFO
+        || T::HAS_INFO_CAPABILITIES
+        || T::HAS_IRQ_INFO
+        || T::HAS_SET_IRQS
+        || T::HAS_RESET
+        || T::HAS_IOCTL;
 
     pub(super) const OPS: bindings::vfio_device_ops = bindings::vfio_device_ops {
         name: as_char_ptr_in_const_context(<T::OwnerModule as ModuleMetadata>::NAME).cast_mut(),

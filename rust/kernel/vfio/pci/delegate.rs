@@ -8,10 +8,12 @@ use super::{
         context::private,
         feature,
         ioctl,
+        irq,
         placement,
         region,
         Context,
         Device,
+        DeviceInfo,
         Matching,
         MatchingToken,
         Mmap,
@@ -101,6 +103,68 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
                 )
             }
         })
+    }
+
+    /// Returns what vfio-pci-core tells userspace of the device, with the regions that the driver
+    /// has added.
+    ///
+    /// That the device can be reset, and its capabilities, vfio-pci-core tells userspace itself.
+    #[inline]
+    pub fn core_info(&self) -> DeviceInfo {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::info(self.as_raw()) }
+    }
+
+    /// Returns what vfio-pci-core tells userspace of the interrupts `index`.
+    ///
+    /// Fails with [`EINVAL`] if vfio-pci-core knows of no such index.
+    #[inline]
+    pub fn core_irq_info(&self, index: u32) -> Result<irq::Info> {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::irq_info(self.as_raw(), index) }
+    }
+
+    /// Lets vfio-pci-core set up interrupts, mask, unmask or trigger them, as userspace asked.
+    ///
+    /// Takes `igate` of vfio-pci-core, and waits for handlers of interrupts. Fails with the error
+    /// of vfio-pci-core: [`EINVAL`] if there are no such interrupts, [`ENOTTY`] if they have
+    /// nothing of the kind.
+    ///
+    /// vfio-pci-core reads the request from the memory of userspace again. Userspace that changes
+    /// it meanwhile gets what it has changed it to, of the interrupts that vfio-pci-core has: to
+    /// answer for one of these indices itself is for a driver that adds to them, and does not keep
+    /// userspace from them.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::{self, irq, Device, Opened}};
+    /// fn set<T>(device: &Device<T, Opened>, request: irq::SetIrqs<'_>) -> Result
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_set_irqs(request)
+    /// }
+    /// ```
+    ///
+    /// What the driver has done itself is not done again:
+    ///
+    /// ```ignore,compile_fail,E0382
+    /// # use kernel::{prelude::*, vfio::{self, irq, Device, Opened}};
+    /// fn set<T>(device: &Device<T, Opened>, request: irq::SetIrqs<'_>) -> Result
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     request.decode()?;
+    ///     device.core_set_irqs(request)
+    /// }
+    /// ```
+    #[inline]
+    pub fn core_set_irqs(&self, request: irq::SetIrqs<'_>) -> Result {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::ioctl(self.as_raw(), ioctl::SET_IRQS, request.arg()) }?;
+        Ok(())
     }
 
     /// Returns what vfio-pci-core tells userspace of region `index`, and adds its capabilities.

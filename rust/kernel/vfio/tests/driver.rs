@@ -49,6 +49,8 @@ pub(super) struct Behaviour {
     pub(super) access: Result,
     pub(super) token: Result,
     pub(super) place: Result<Answer>,
+    /// The number, version and content of those in `VFIO_DEVICE_GET_INFO`.
+    pub(super) capabilities: &'static [(u16, u16, &'static [u8])],
     /// The file that `request` closes.
     pub(super) close: *mut bindings::file,
     /// The file for which `get_unmapped_area` asks mm itself, too.
@@ -75,6 +77,7 @@ impl Log {
                     access: Ok(()),
                     token: Ok(()),
                     place: Ok(Answer::Anywhere),
+                    capabilities: &[],
                     close: null_mut(),
                     ask: null_mut(),
                 }),
@@ -197,6 +200,17 @@ impl Operations for Full {
             num_regions: 2,
             num_irqs: 3,
         }
+    }
+
+    fn info_capabilities(
+        _device: &Device<Self, Opened>,
+        this: Pin<&Open<'_>>,
+        capabilities: &mut info::Capabilities,
+    ) -> Result {
+        for (id, version, body) in this.data.log.behaviour().capabilities {
+            capabilities.add(*id, *version, body)?;
+        }
+        Ok(())
     }
 
     fn region_info(
@@ -323,8 +337,9 @@ impl Operations for Full {
     fn set_irqs(
         _device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        request: irq::SetIrqs,
+        request: irq::SetIrqs<'_>,
     ) -> Result {
+        let request = request.decode()?;
         let count = match request.data {
             irq::Data::None => request.count,
             irq::Data::Bool(bools) => {
