@@ -126,6 +126,7 @@ mod registry;
 mod shared;
 #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
 mod tests;
+mod virqfd;
 mod vtable;
 
 pub use self::{

@@ -9,6 +9,7 @@ use super::{
         Normal, //
     },
     emulated,
+    virqfd::Virqfds,
     vtable::VTable,
     Operations, //
 };
@@ -40,7 +41,12 @@ use core::{
 type Raw<T> = <<T as Operations>::Base as super::base::private::Base>::Raw;
 
 /// What the abstraction keeps for a device of `T`.
-pub(super) type State<T> = <<T as Operations>::Base as super::base::private::Base>::State;
+pub(super) struct State<T: Operations> {
+    /// For its base.
+    pub(super) base: <T::Base as super::base::private::Base>::State,
+    /// While it is open.
+    pub(super) virqfds: Option<Pin<KBox<Virqfds<T>>>>,
+}
 
 /// A VFIO device.
 ///
@@ -230,7 +236,10 @@ impl<T: Operations> UnregisteredDevice<T> {
             "kvmalloc() aligns to a page at most"
         );
 
-        let state = T::Base::new_state()?;
+        let state = State {
+            base: T::Base::new_state()?,
+            virqfds: Virqfds::new()?,
+        };
         let size = Kmalloc::aligned_layout(Layout::new::<Device<T>>()).size();
 
         // SAFETY: `parent` is a valid device, the table is never freed, and `size` has room for the

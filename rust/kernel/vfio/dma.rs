@@ -143,7 +143,7 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
 
         // SAFETY: By the type invariants, the device is open.
-        let pins = unsafe { self.state() };
+        let pins = unsafe { &self.state().base };
         pins.begin(iova, count)?;
 
         // SAFETY: By the type invariants, the device is open. `pages` has room for `count`

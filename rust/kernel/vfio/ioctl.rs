@@ -108,6 +108,10 @@ pub(super) fn dispatch<T: Operations>(
         T::HAS_IRQ_INFO || T::Base::HAS_CORE || !T::HAS_SET_IRQS,
         "a driver with `set_irqs` must have `irq_info`"
     );
+    const_assert!(
+        T::MASKED_BY_EVENTFD.is_empty() || T::HAS_SET_IRQS && T::HAS_IRQ_EVENT,
+        "a driver with `MASKED_BY_EVENTFD` must have `set_irqs` and `irq_event`"
+    );
 
     let user = UserPtr::from_addr(arg);
 
@@ -138,11 +142,17 @@ pub(super) fn dispatch<T: Operations>(
             let count = irq_info(device, this, index)?.count;
             let num_irqs = num_irqs(device, this);
 
-            T::set_irqs(
-                device,
-                this,
-                irq::SetIrqs::new(fields, arg, count, num_irqs)?,
-            )?;
+            let request = irq::SetIrqs::new(fields, arg, count, num_irqs)?;
+            if T::MASKED_BY_EVENTFD.contains(&index) {
+                if let Some(action) = request.masks_by_eventfd() {
+                    // SAFETY: The device is open, and so has not been unregistered.
+                    let state = unsafe { device.state() };
+                    let virqfds = state.virqfds.as_ref().ok_or(ENOTTY)?;
+                    virqfds.set_up(device, &request, action)?;
+                    return Ok(0);
+                }
+            }
+            T::set_irqs(device, this, request)?;
             Ok(0)
         }
         RESET if T::HAS_RESET => {

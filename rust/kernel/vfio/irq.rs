@@ -64,8 +64,11 @@ pub enum Data {
     None,
     /// For those that are `true`, now.
     Bool(KVec<bool>),
-    /// For each that has one, its eventfd: with [`Action::Trigger`] the one to signal from now on,
-    /// with the others one whose signal does the action. [`None`] is to undo that.
+    /// For each that has one, the eventfd to signal from now on, with [`Action::Trigger`] only.
+    /// [`None`] is to signal none.
+    ///
+    /// Eventfds that mask or unmask when userspace signals them are for
+    /// [`Operations::irq_event`](super::Operations::irq_event).
     EventFd(KVec<Option<eventfd::Context>>),
 }
 
@@ -198,8 +201,8 @@ impl SetIrqs<'_> {
     ///
     /// May sleep, and accesses the memory of userspace. Fails with [`EINVAL`] if userspace asks for
     /// no action or for several, or has a descriptor that is no eventfd, with [`EBADF`] if a
-    /// descriptor is not open, with [`EFAULT`] if userspace has no memory where it said, and with
-    /// [`ENOMEM`].
+    /// descriptor is not open, with [`ENOTTY`] if an eventfd is to mask or unmask, with [`EFAULT`]
+    /// if userspace has no memory where it said, and with [`ENOMEM`].
     pub fn decode(self) -> Result<Command> {
         let bindings::vfio_irq_set {
             flags,
@@ -209,12 +212,10 @@ impl SetIrqs<'_> {
             ..
         } = self.set;
 
-        let action = match flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK {
-            bindings::VFIO_IRQ_SET_ACTION_MASK => Action::Mask,
-            bindings::VFIO_IRQ_SET_ACTION_UNMASK => Action::Unmask,
-            bindings::VFIO_IRQ_SET_ACTION_TRIGGER => Action::Trigger,
-            _ => return Err(EINVAL),
-        };
+        let action = self.action()?;
+        if self.masks_by_eventfd().is_some() {
+            return Err(ENOTTY);
+        }
 
         let bytes = self.data()?;
         let data = match flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
@@ -227,10 +228,10 @@ impl SetIrqs<'_> {
                 Data::Bool(bools)
             }
             bindings::VFIO_IRQ_SET_DATA_EVENTFD => {
-                let fds = bytes.chunks_exact(size_of::<i32>());
+                let fds = descriptors(&bytes)?;
                 let mut eventfds = KVec::with_capacity(fds.len(), gfp())?;
                 for fd in fds {
-                    let eventfd = match i32::from_ne_bytes(fd.try_into().map_err(|_| EINVAL)?) {
+                    let eventfd = match fd {
                         -1 => None,
                         fd => Some(eventfd::Context::from_fd(fd)?),
                     };
@@ -250,6 +251,39 @@ impl SetIrqs<'_> {
         })
     }
 
+    /// Returns the first of the interrupts.
+    #[inline]
+    pub(super) fn start(&self) -> u32 {
+        self.set.start
+    }
+
+    /// Returns the action.
+    ///
+    /// Fails with [`EINVAL`] if there is none, or more than one.
+    fn action(&self) -> Result<Action> {
+        match self.set.flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK {
+            bindings::VFIO_IRQ_SET_ACTION_MASK => Ok(Action::Mask),
+            bindings::VFIO_IRQ_SET_ACTION_UNMASK => Ok(Action::Unmask),
+            bindings::VFIO_IRQ_SET_ACTION_TRIGGER => Ok(Action::Trigger),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Returns the action that is to be done when userspace signals eventfds, if it is that.
+    pub(super) fn masks_by_eventfd(&self) -> Option<Action> {
+        match self.set.flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
+            bindings::VFIO_IRQ_SET_DATA_EVENTFD => {
+                self.action().ok().filter(|action| *action != Action::Trigger)
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads the descriptors of the eventfds, of which there is one for each interrupt.
+    pub(super) fn descriptors(&self) -> Result<KVec<c_int>> {
+        descriptors(&self.data()?)
+    }
+
     /// Reads what follows the fields.
     fn data(&self) -> Result<KVec<u8>> {
         let data = UserPtr::from_addr(self.arg).wrapping_byte_add(size_of::<Fields>());
@@ -257,6 +291,17 @@ impl SetIrqs<'_> {
         UserSlice::new(data, self.size).read_all(&mut bytes, gfp())?;
         Ok(bytes)
     }
+}
+
+/// Returns the descriptors that `bytes` are.
+fn descriptors(bytes: &[u8]) -> Result<KVec<c_int>> {
+    let bytes = bytes.chunks_exact(size_of::<c_int>());
+    let mut fds = KVec::with_capacity(bytes.len(), gfp())?;
+    for fd in bytes {
+        let fd = c_int::from_ne_bytes(fd.try_into().map_err(|_| EINVAL)?);
+        fds.push(fd, gfp())?;
+    }
+    Ok(fds)
 }
 
 /// Returns how a copy of a request is allocated. Its size is bounded by the number of interrupts

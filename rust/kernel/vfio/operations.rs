@@ -4,6 +4,7 @@
 
 use super::{
     context::{
+        InRegion,
         Matching,
         MatchingToken,
         Mmap,
@@ -293,6 +294,30 @@ pub trait Operations: Sized + 'static {
         _this: Pin<&Self::OpenData<'_>>,
         _request: irq::SetIrqs<'_>,
     ) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The indices of the interrupts that [`irq_event`](Self::irq_event) masks and unmasks.
+    ///
+    /// For these, the requests of userspace to have eventfds do so are not for
+    /// [`set_irqs`](Self::set_irqs), which must be implemented nevertheless.
+    const MASKED_BY_EVENTFD: &'static [u32] = &[];
+
+    /// Masks or unmasks the interrupt `number` of `index`, since userspace has signalled the
+    /// eventfd that it has set up for that (`VFIO_DEVICE_SET_IRQS`).
+    ///
+    /// Must be implemented if there are [such indices](Self::MASKED_BY_EVENTFD). Called in a work
+    /// item, and so for another task than that of userspace. Several signals may be one call.
+    ///
+    /// There are no calls after userspace has taken the eventfd away, and none when the open data is
+    /// dropped: both wait for calls that are running, the second with `dev_set->lock` held.
+    fn irq_event(
+        _device: &Device<Self, InRegion>,
+        _this: Pin<&Self::OpenData<'_>>,
+        _index: u32,
+        _number: u32,
+        _action: irq::Action,
+    ) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 

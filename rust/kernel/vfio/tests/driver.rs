@@ -16,6 +16,7 @@ pub(super) enum Event {
     Reset,
     Mmap(region::Position, usize),
     SetIrqs(u32, u32, u32, irq::Action),
+    Irq(u32, u32, irq::Action),
     Feature(u64),
     Placed(usize),
     DmaRead(u64),
@@ -364,6 +365,18 @@ impl Operations for Full {
             request.action,
         ));
         Ok(())
+    }
+
+    const MASKED_BY_EVENTFD: &'static [u32] = &[1];
+
+    fn irq_event(
+        _device: &Device<Self, InRegion>,
+        this: Pin<&Open<'_>>,
+        index: u32,
+        number: u32,
+        action: irq::Action,
+    ) {
+        this.data.log.push(Event::Irq(index, number, action));
     }
 
     fn reset(_device: &Device<Self, Resetting>, this: Pin<&Open<'_>>) -> Result {
