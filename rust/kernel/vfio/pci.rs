@@ -30,6 +30,7 @@
 //! | [`Operations::matches`]             | [`Device::core_matches`]                               |
 //! | [`Operations::match_token`]         | [`Device::core_match_token`]                           |
 //! | [`Driver::sriov_configure`]         | [`Device::core_sriov_configure`]                       |
+//! | [`Driver::error_detected`]          | called after the method                                |
 //!
 //! Each takes a value, or is for a context, that no other method has, so that none of them leads
 //! back to the method that it is called by. What can be done to reset a device
@@ -85,6 +86,7 @@ pub use self::{
     delegate::Configuring,
     driver::{
         Adapter,
+        ChannelState,
         Driver,
         Settings, //
     },

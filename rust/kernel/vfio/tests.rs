@@ -13,6 +13,7 @@ use super::{
     info,
     ioctl,
     irq,
+    pins::Pinned,
     placement,
     region,
     vtable::VTable,

@@ -63,6 +63,7 @@ mod cases {
                 from_pages(pages(u32::MAX as usize - 1)),
                 at(u32::MAX - 1, 0)
             );
+            assert_eq!(from_pages(pages(1 << 32)), at(u32::MAX, 0));
             assert_eq!(from_pages(usize::MAX), at(u32::MAX, (1 << 40) - page));
         }
     }
