@@ -125,8 +125,8 @@ unsafe impl private::Base for Base {
         DeviceInfo {
             kind: Kind::Pci,
             // CAST: A count is not negative.
-            num_regions: bindings::VFIO_PCI_NUM_REGIONS + added as u32,
-            num_irqs: bindings::VFIO_PCI_NUM_IRQS,
+            num_regions: super::NUM_REGIONS + added as u32,
+            num_irqs: super::NUM_IRQS,
         }
     }
 

@@ -161,6 +161,9 @@ pub(super) const PIN_TO_READ: u32 = 0xabc8;
 /// How often what `open` has pinned was unpinned.
 pub(super) static UNPINNED: Atomic<u32> = Atomic::new(0);
 
+/// # Safety
+///
+/// None: it is called for no pages.
 unsafe fn unpin(_vdev: *mut bindings::vfio_device, _iova: u64, count: usize) {
     assert_eq!(count, 0);
     UNPINNED.fetch_add(1, Relaxed);
