@@ -105,9 +105,7 @@ struct Session<'open> {
 }
 
 impl<'open> Session<'open> {
-    fn new(
-        device: &'open vfio::Device<TestdevDriver, vfio::Opening>,
-    ) -> impl PinInit<Self, Error> {
+    fn new(device: &'open vfio::Device<TestdevDriver, vfio::Opening>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             notebook: Self::add_notebook(device)?,
             registers: device.bar_sized(REGISTERS)?,

@@ -221,7 +221,10 @@ pub(super) fn answer(
     }
 
     let fields: AllFields = [needed, flags, num_regions, num_irqs, offset, 0];
-    write_bytes(user, &AsBytes::as_bytes(&fields)[..argsz.min(SIZE) as usize])
+    write_bytes(
+        user,
+        &AsBytes::as_bytes(&fields)[..argsz.min(SIZE) as usize],
+    )
 }
 
 /// Reads what is at `user`.

@@ -144,12 +144,7 @@ impl SetIrqs<'_> {
     /// Fails with [`EINVAL`] if the request is not within that.
     // What calls a function of VFIO is inlined: VFIO can be a module, and so is the driver then.
     #[inline]
-    pub(super) fn new(
-        fields: Fields,
-        arg: usize,
-        interrupts: u32,
-        num_irqs: u32,
-    ) -> Result<Self> {
+    pub(super) fn new(fields: Fields, arg: usize, interrupts: u32, num_irqs: u32) -> Result<Self> {
         let [argsz, flags, index, start, count] = fields;
         let mut set = bindings::vfio_irq_set {
             argsz,
@@ -272,9 +267,10 @@ impl SetIrqs<'_> {
     /// Returns the action that is to be done when userspace signals eventfds, if it is that.
     pub(super) fn masks_by_eventfd(&self) -> Option<Action> {
         match self.set.flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
-            bindings::VFIO_IRQ_SET_DATA_EVENTFD => {
-                self.action().ok().filter(|action| *action != Action::Trigger)
-            }
+            bindings::VFIO_IRQ_SET_DATA_EVENTFD => self
+                .action()
+                .ok()
+                .filter(|action| *action != Action::Trigger),
             _ => None,
         }
     }

@@ -127,6 +127,7 @@ pub trait Operations: Sized + 'static {
     /// The caller holds `dev_set->lock` and, if the device is opened through its group,
     /// `group_lock`: calls of this, and drops of [`OpenData`](Self::OpenData), exclude each other
     /// for all devices of the set, which is the device alone unless it shares a reset with others.
+    /// An error makes the system call fail, and what the initialiser has made is dropped.
     fn open<'open, 'bound: 'open>(
         device: &'open Device<Self, Opening>,
         data: Pin<&'open Self::RegistrationData<'bound>>,
@@ -309,8 +310,8 @@ pub trait Operations: Sized + 'static {
     /// Must be implemented if there are [such indices](Self::MASKED_BY_EVENTFD). Called in a work
     /// item, and so for another task than that of userspace. Several signals may be one call.
     ///
-    /// There are no calls after userspace has taken the eventfd away, and none when the open data is
-    /// dropped: both wait for calls that are running, the second with `dev_set->lock` held.
+    /// There are no calls after userspace has taken the eventfd away, and none when the open data
+    /// is dropped: both wait for calls that are running, the second with `dev_set->lock` held.
     fn irq_event(
         _device: &Device<Self, InRegion>,
         _this: Pin<&Self::OpenData<'_>>,
@@ -321,7 +322,8 @@ pub trait Operations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Resets the device (`VFIO_DEVICE_RESET`).
+    /// Resets the device (`VFIO_DEVICE_RESET`). That it is implemented is told in
+    /// `VFIO_DEVICE_GET_INFO`.
     fn reset(_device: &Device<Self, Resetting>, _this: Pin<&Self::OpenData<'_>>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

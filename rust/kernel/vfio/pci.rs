@@ -108,6 +108,6 @@ pub const VGA_REGION: u32 = bindings::VFIO_PCI_VGA_REGION_INDEX;
 /// The regions that all PCI devices have. Those of a driver's own ([`Region`]) follow.
 pub const NUM_REGIONS: u32 = bindings::VFIO_PCI_NUM_REGIONS;
 
-/// The indices of interrupts that all PCI devices have: INTx, MSI, MSI-X, errors and requests of the
-/// driver. A driver's own can follow.
+/// The indices of interrupts that all PCI devices have: INTx, MSI, MSI-X, errors and requests of
+/// the driver. A driver's own can follow.
 pub const NUM_IRQS: u32 = bindings::VFIO_PCI_NUM_IRQS;

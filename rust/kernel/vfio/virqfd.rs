@@ -71,8 +71,8 @@ impl<T: Operations> Virqfds<T> {
 
     /// Sets up eventfds as `request` says, or takes them away.
     ///
-    /// Waits for the calls of [`Operations::irq_event`] for those that are taken away. If one cannot
-    /// be set up, neither are the others of the request.
+    /// Waits for the calls of [`Operations::irq_event`] for those that are taken away. If one
+    /// cannot be set up, neither are the others of the request.
     pub(super) fn set_up(
         &self,
         device: &Device<T, Opened>,
@@ -152,8 +152,8 @@ impl<T: Operations> Virqfd<T> {
 
         // INVARIANT: The function stores what it makes.
         // SAFETY: This runs in process context. `self` is in a box and is not moved. Until it is
-        // dropped, which waits for `signalled`, all pointers are valid. The caller holds the lock of
-        // the list, so that the function is not called by several tasks for one `virqfd`.
+        // dropped, which waits for `signalled`, all pointers are valid. The caller holds the lock
+        // of the list, so that the function is not called by several tasks for one `virqfd`.
         to_result(unsafe {
             bindings::vfio_virqfd_enable(
                 core::ptr::from_ref(self).cast_mut().cast(),

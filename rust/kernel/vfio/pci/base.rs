@@ -171,7 +171,9 @@ unsafe impl private::Base for Base {
         let count = match index {
             bindings::VFIO_PCI_INTX_IRQ_INDEX => u32::from(pin != 0),
             bindings::VFIO_PCI_MSI_IRQ_INDEX => flags(msi, bindings::PCI_MSI_FLAGS)
-                .map_or(0, |flags| 1 << ((flags & bindings::PCI_MSI_FLAGS_QMASK) >> 1)),
+                .map_or(0, |flags| {
+                    1 << ((flags & bindings::PCI_MSI_FLAGS_QMASK) >> 1)
+                }),
             bindings::VFIO_PCI_MSIX_IRQ_INDEX => flags(msix, bindings::PCI_MSIX_FLAGS)
                 .map_or(0, |flags| (flags & bindings::PCI_MSIX_FLAGS_QSIZE) + 1),
             bindings::VFIO_PCI_ERR_IRQ_INDEX | bindings::VFIO_PCI_REQ_IRQ_INDEX => 1,

@@ -33,9 +33,9 @@ use crate::{
 impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Lets vfio-pci-core do what remains of a read.
     ///
-    /// Fails with the error of vfio-pci-core: [`EINVAL`] if there is nothing at the position,
-    /// [`EFAULT`] if userspace has no memory where it said, [`EIO`] if the memory of the device is
-    /// disabled.
+    /// May sleep. Fails with the error of vfio-pci-core: [`EINVAL`] if there is nothing at the
+    /// position, [`EFAULT`] if userspace has no memory where it said, [`EIO`] if the memory of the
+    /// device is disabled.
     ///
     /// ```
     /// # use kernel::{prelude::*, vfio::{self, region, Device, Opened}};
@@ -194,7 +194,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
 
     /// Lets vfio-pci-core handle an ioctl, and returns what it returns.
     ///
-    /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
+    /// May sleep, and accesses the memory of userspace; some ioctls take `dev_set->lock`. Fails
+    /// with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
     #[inline]
     pub fn core_ioctl(&self, ioctl: ioctl::Ioctl<'_>) -> Result<isize> {
         // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
@@ -205,7 +206,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Lets vfio-pci-core handle a feature, and returns what it returns: for the feature that
     /// exports a dma-buf, the descriptor.
     ///
-    /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the feature.
+    /// May sleep, and accesses the memory of userspace. Fails with the error of vfio-pci-core:
+    /// [`ENOTTY`] if it does not know the feature.
     #[inline]
     pub fn core_feature(&self, feature: feature::Feature<'_>) -> Result<c_int> {
         // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
@@ -226,8 +228,9 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
 impl<T: Operations<Base = Base>> Device<T, Mmap> {
     /// Lets vfio-pci-core map a part of a region.
     ///
-    /// Fails with the error of vfio-pci-core: [`EINVAL`] if the part is not in a region that can be
-    /// mapped, or if the mapping is not shared.
+    /// What is mapped of a BAR is filled in when userspace accesses it. Fails with the error of
+    /// vfio-pci-core: [`EINVAL`] if the part is not in a region that can be mapped, or if the
+    /// mapping is not shared.
     ///
     /// ```
     /// # use kernel::{prelude::*, vfio::{self, region, Device, Mmap}};
@@ -288,6 +291,8 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
     }
 
     /// Lets vfio-pci-core place a mapping: that of a BAR for the largest leaves that can map it.
+    ///
+    /// An error of mm is part of what is returned, and reaches userspace with it.
     #[inline]
     pub fn core_get_unmapped_area<'request>(
         &self,
@@ -313,6 +318,9 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
 impl<T: Operations<Base = Base>> Device<T, Resetting> {
     /// Lets vfio-pci-core reset the device.
     ///
+    /// Takes `memory_lock` of vfio-pci-core and the device lock of the PCI device, and calls
+    /// [`Driver::reset_prepare`](super::Driver::reset_prepare) and
+    /// [`Driver::reset_done`](super::Driver::reset_done): no lock that these take must be held.
     /// Fails with [`EINVAL`] if the device has no reset of its own, and with [`EAGAIN`] if another
     /// task holds the lock of the device.
     #[inline]
@@ -326,6 +334,8 @@ impl<T: Operations<Base = Base>> Device<T, Resetting> {
 
 impl<T: Operations<Base = Base>> Device<T, Requesting> {
     /// Lets vfio-pci-core ask the user through the eventfd of the interrupt that is for that.
+    ///
+    /// `count` is what the method was given, by which vfio-pci-core decides what it logs.
     #[inline]
     pub fn core_request(&self, count: u32) {
         // SAFETY: The device is registered, as it is being unregistered.
