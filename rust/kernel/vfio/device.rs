@@ -29,6 +29,7 @@ use core::{
     marker::PhantomData,
     mem::{
         offset_of,
+        ManuallyDrop,
         MaybeUninit, //
     },
     ptr::{
@@ -44,8 +45,18 @@ type Raw<T> = <<T as Operations>::Base as super::base::private::Base>::Raw;
 pub(super) struct State<T: Operations> {
     /// For its base.
     pub(super) base: <T::Base as super::base::private::Base>::State,
-    /// While it is open.
-    pub(super) virqfds: Option<Pin<KBox<Virqfds<T>>>>,
+    /// For the time in which it is open. There is nothing to be dropped unless the driver needs it.
+    pub(super) virqfds: ManuallyDrop<Option<Pin<KBox<Virqfds<T>>>>>,
+}
+
+impl<T: Operations> Drop for State<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if !T::MASKED_BY_EVENTFD.is_empty() {
+            // SAFETY: This is the only place where it is dropped, and it is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.virqfds) };
+        }
+    }
 }
 
 /// A VFIO device.
@@ -238,7 +249,7 @@ impl<T: Operations> UnregisteredDevice<T> {
 
         let state = State {
             base: T::Base::new_state()?,
-            virqfds: Virqfds::new()?,
+            virqfds: ManuallyDrop::new(Virqfds::new()?),
         };
         let size = Kmalloc::aligned_layout(Layout::new::<Device<T>>()).size();
 
@@ -290,7 +301,7 @@ impl<T: Operations> UnregisteredDevice<T> {
     /// Returns the `struct vfio_device`, and with it the ownership.
     #[inline]
     pub(super) fn into_raw(self) -> *mut bindings::vfio_device {
-        core::mem::ManuallyDrop::new(self).as_raw()
+        ManuallyDrop::new(self).as_raw()
     }
 
     /// Returns the `struct vfio_device`.

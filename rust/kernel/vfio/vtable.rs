@@ -223,8 +223,10 @@ impl<T: Operations> VTable<T> {
         let state = unsafe { device.state() };
 
         // `irq_event` is given the open data.
-        if let Some(virqfds) = &state.virqfds {
-            virqfds.clear();
+        if !T::MASKED_BY_EVENTFD.is_empty() {
+            if let Some(virqfds) = &*state.virqfds {
+                virqfds.clear();
+            }
         }
         // SAFETY: The core calls this for a device that is open, to close it, with `dev_set->lock`
         // held.

@@ -196,6 +196,28 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     ///
     /// May sleep, and accesses the memory of userspace; some ioctls take `dev_set->lock`. Fails
     /// with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::{self, ioctl::Ioctl, Device, Opened}};
+    /// fn ioctl<T>(device: &Device<T, Opened>, ioctl: Ioctl<'_>) -> Result<isize>
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_ioctl(ioctl)
+    /// }
+    /// ```
+    ///
+    /// [`Operations::irq_event`] is waited for with that lock held, and cannot take it:
+    ///
+    /// ```ignore,compile_fail,E0599
+    /// # use kernel::{prelude::*, vfio::{self, ioctl::Ioctl, Device, InRegion}};
+    /// fn irq_event<T>(device: &Device<T, InRegion>, ioctl: Ioctl<'_>) -> Result<isize>
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_ioctl(ioctl)
+    /// }
+    /// ```
     #[inline]
     pub fn core_ioctl(&self, ioctl: ioctl::Ioctl<'_>) -> Result<isize> {
         // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
