@@ -237,9 +237,7 @@ impl vfio::Operations for MemDriver {
         _number: u32,
         action: irq::Action,
     ) {
-        this.doorbell
-            .lock()
-            .set_masked(action == irq::Action::Mask);
+        this.doorbell.lock().set_masked(action == irq::Action::Mask);
     }
 
     fn reset(_device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {

@@ -52,7 +52,7 @@ pub(super) struct State<T: Operations> {
 impl<T: Operations> Drop for State<T> {
     #[inline]
     fn drop(&mut self) {
-        if !T::MASKED_BY_EVENTFD.is_empty() {
+        if Virqfds::<T>::NEEDED {
             // SAFETY: This is the only place where it is dropped, and it is not used again.
             unsafe { ManuallyDrop::drop(&mut self.virqfds) };
         }
@@ -249,7 +249,11 @@ impl<T: Operations> UnregisteredDevice<T> {
 
         let state = State {
             base: T::Base::new_state()?,
-            virqfds: ManuallyDrop::new(Virqfds::new()?),
+            virqfds: ManuallyDrop::new(if Virqfds::<T>::NEEDED {
+                Some(Virqfds::new()?)
+            } else {
+                None
+            }),
         };
         let size = Kmalloc::aligned_layout(Layout::new::<Device<T>>()).size();
 

@@ -8,6 +8,7 @@ use super::{
     base::private::Base,
     info,
     irq,
+    virqfd::Virqfds,
     Device,
     Opened,
     Operations,
@@ -109,7 +110,7 @@ pub(super) fn dispatch<T: Operations>(
         "a driver with `set_irqs` must have `irq_info`"
     );
     const_assert!(
-        T::MASKED_BY_EVENTFD.is_empty() || T::HAS_SET_IRQS && T::HAS_IRQ_EVENT,
+        !Virqfds::<T>::NEEDED || T::HAS_SET_IRQS && T::HAS_IRQ_EVENT,
         "a driver with `MASKED_BY_EVENTFD` must have `set_irqs` and `irq_event`"
     );
 
@@ -143,7 +144,7 @@ pub(super) fn dispatch<T: Operations>(
             let num_irqs = num_irqs(device, this);
 
             let request = irq::SetIrqs::new(fields, arg, count, num_irqs)?;
-            if T::MASKED_BY_EVENTFD.contains(&index) {
+            if Virqfds::<T>::NEEDED && T::MASKED_BY_EVENTFD.contains(&index) {
                 if let Some(action) = request.masks_by_eventfd() {
                     // SAFETY: The device is open, and so has not been unregistered.
                     let state = unsafe { device.state() };

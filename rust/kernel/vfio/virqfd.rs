@@ -58,15 +58,15 @@ struct Virqfd<T: Operations> {
 unsafe impl<T: Operations> Send for Virqfd<T> {}
 
 impl<T: Operations> Virqfds<T> {
-    /// Makes a list without eventfds, if the driver needs one.
-    pub(super) fn new() -> Result<Option<Pin<KBox<Self>>>> {
-        if T::MASKED_BY_EVENTFD.is_empty() {
-            return Ok(None);
-        }
+    /// Whether the driver needs any. If not, there is no code for them.
+    pub(super) const NEEDED: bool = !T::MASKED_BY_EVENTFD.is_empty();
+
+    /// Makes a list without eventfds.
+    pub(super) fn new() -> Result<Pin<KBox<Self>>> {
         let init = pin_init!(Self {
             list <- new_mutex!(KVec::new(), "vfio::Virqfds"),
         });
-        KBox::pin_init(init, GFP_KERNEL_ACCOUNT).map(Some)
+        KBox::pin_init(init, GFP_KERNEL_ACCOUNT)
     }
 
     /// Sets up eventfds as `request` says, or takes them away.

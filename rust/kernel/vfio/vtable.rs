@@ -18,6 +18,7 @@ use super::{
     feature,
     ioctl,
     region,
+    virqfd::Virqfds,
     Operations, //
 };
 use crate::{
@@ -223,7 +224,7 @@ impl<T: Operations> VTable<T> {
         let state = unsafe { device.state() };
 
         // `irq_event` is given the open data.
-        if !T::MASKED_BY_EVENTFD.is_empty() {
+        if Virqfds::<T>::NEEDED {
             if let Some(virqfds) = &*state.virqfds {
                 virqfds.clear();
             }
