@@ -3,8 +3,8 @@
 //! Rust VFIO sample: a device that is memory.
 //!
 //! It has one region, which userspace can read, write and map, and one interrupt, which it can
-//! trigger itself, mask and unmask. There is no hardware. Userspace opens the device through its IOMMU group or
-//! through `/dev/vfio/devices/vfioX`, as any other.
+//! trigger itself, mask and unmask. There is no hardware. Userspace opens the device through its
+//! IOMMU group or through `/dev/vfio/devices/vfioX`, as any other.
 
 use kernel::{
     eventfd, new_mutex,
