@@ -100,7 +100,8 @@
 //!
 //! Of the ioctls that the core leaves to drivers, those that are the same for all kinds of devices
 //! are decoded for [`Operations::info`], [`Operations::info_capabilities`],
-//! [`Operations::irq_info`], [`Operations::set_irqs`] and [`Operations::reset`].
+//! [`Operations::irq_info`], [`Operations::set_irqs`], [`Operations::irq_event`] and
+//! [`Operations::reset`].
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
