@@ -42,8 +42,9 @@ pub struct Context(NonNull<bindings::eventfd_ctx>);
 impl Context {
     /// Looks up the eventfd that `fd` names in the calling process.
     ///
-    /// Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it is not an
-    /// eventfd.
+    /// To be called in a system call: in another task, the descriptor is that of another process,
+    /// or of none. Fails with [`EBADF`] if there is no such descriptor, and with [`EINVAL`] if it
+    /// is not an eventfd.
     #[inline]
     pub fn from_fd(fd: i32) -> Result<Self> {
         // SAFETY: `eventfd_ctx_fdget` may be called with any number from process context, and

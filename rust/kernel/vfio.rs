@@ -99,7 +99,8 @@
 //! code that the device is built on or, if there is none, `NULL`.
 //!
 //! Of the ioctls that the core leaves to drivers, those that are the same for all kinds of devices
-//! are decoded for [`Operations::info`], [`Operations::irq_info`], [`Operations::set_irqs`] and
+//! are decoded for [`Operations::info`], [`Operations::info_capabilities`],
+//! [`Operations::irq_info`], [`Operations::set_irqs`], [`Operations::irq_event`] and
 //! [`Operations::reset`].
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
@@ -107,6 +108,7 @@
 pub mod dma;
 pub mod emulated;
 pub mod feature;
+pub mod info;
 pub mod ioctl;
 pub mod irq;
 #[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
@@ -115,6 +117,7 @@ pub mod placement;
 pub mod region;
 
 mod base;
+mod capability;
 mod context;
 mod device;
 mod memory;
@@ -124,6 +127,7 @@ mod registry;
 mod shared;
 #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
 mod tests;
+mod virqfd;
 mod vtable;
 
 pub use self::{

@@ -3,8 +3,8 @@
 //! Rust VFIO sample: a device that is memory.
 //!
 //! It has one region, which userspace can read, write and map, and one interrupt, which it can
-//! trigger itself. There is no hardware. Userspace opens the device through its IOMMU group or
-//! through `/dev/vfio/devices/vfioX`, as any other.
+//! trigger itself, mask and unmask. There is no hardware. Userspace opens the device through its
+//! IOMMU group or through `/dev/vfio/devices/vfioX`, as any other.
 
 use kernel::{
     eventfd, new_mutex,
@@ -58,7 +58,33 @@ struct Hardware {
 struct Session<'open> {
     hardware: &'open Hardware,
     #[pin]
-    doorbell: Mutex<Option<eventfd::Context>>,
+    doorbell: Mutex<Doorbell>,
+}
+
+/// The state of the interrupt.
+#[derive(Default)]
+struct Doorbell {
+    eventfd: Option<eventfd::Context>,
+    masked: bool,
+    /// It was triggered while it was masked.
+    pending: bool,
+}
+
+impl Doorbell {
+    fn ring(&mut self) {
+        if self.masked {
+            self.pending = true;
+        } else if let Some(eventfd) = &self.eventfd {
+            eventfd.signal();
+        }
+    }
+
+    fn set_masked(&mut self, masked: bool) {
+        self.masked = masked;
+        if !masked && core::mem::take(&mut self.pending) {
+            self.ring();
+        }
+    }
 }
 
 #[vtable]
@@ -76,7 +102,7 @@ impl vfio::Operations for MemDriver {
 
         try_pin_init!(Session {
             hardware: hardware.get_ref(),
-            doorbell <- new_mutex!(None),
+            doorbell <- new_mutex!(Doorbell::default()),
         })
     }
 
@@ -161,7 +187,7 @@ impl vfio::Operations for MemDriver {
         match index {
             DOORBELL => Ok(irq::Info {
                 count: 1,
-                flags: irq::Flag::EventFd.into(),
+                flags: irq::Flag::EventFd | irq::Flag::Maskable,
             }),
             _ => Err(EINVAL),
         }
@@ -170,37 +196,53 @@ impl vfio::Operations for MemDriver {
     fn set_irqs(
         _device: &vfio::Device<Self, vfio::Opened>,
         this: Pin<&Session<'_>>,
-        request: irq::SetIrqs,
+        request: irq::SetIrqs<'_>,
     ) -> Result {
-        if request.action != irq::Action::Trigger {
-            return Err(EINVAL);
-        }
-
+        let irq::Command {
+            count,
+            action,
+            data,
+            ..
+        } = request.decode()?;
         let mut doorbell = this.doorbell.lock();
-        let ring = match request.data {
-            irq::Data::None if request.count == 0 => {
-                *doorbell = None;
+
+        let now = match data {
+            irq::Data::None if count == 0 && action == irq::Action::Trigger => {
+                *doorbell = Doorbell::default();
                 false
             }
-            irq::Data::None => true,
-            irq::Data::Bool(which) => which.iter().any(|ring| *ring),
+            irq::Data::None => count > 0,
+            irq::Data::Bool(which) => which.iter().any(|now| *now),
             irq::Data::EventFd(eventfds) => {
-                *doorbell = eventfds.into_iter().next().flatten();
+                doorbell.eventfd = eventfds.into_iter().next().flatten();
                 false
             }
         };
-
-        if ring {
-            if let Some(eventfd) = &*doorbell {
-                eventfd.signal();
+        if now {
+            match action {
+                irq::Action::Trigger => doorbell.ring(),
+                irq::Action::Mask => doorbell.set_masked(true),
+                irq::Action::Unmask => doorbell.set_masked(false),
             }
         }
         Ok(())
     }
 
+    const MASKED_BY_EVENTFD: &'static [u32] = &[DOORBELL];
+
+    fn irq_event(
+        _device: &vfio::Device<Self, vfio::InRegion>,
+        this: Pin<&Session<'_>>,
+        _index: u32,
+        _number: u32,
+        action: irq::Action,
+    ) {
+        this.doorbell.lock().set_masked(action == irq::Action::Mask);
+    }
+
     fn reset(_device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {
         this.hardware.memory.clear();
-        *this.doorbell.lock() = None;
+        *this.doorbell.lock() = Doorbell::default();
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! To vfio-pci it adds
 //! - another subsystem than the device has, in the configuration space as userspace reads it;
 //! - a region of its own: a notebook, of memory that can be read, written and mapped;
+//! - an interrupt of its own, which says that the notebook has been cleared;
 //! - places for the mappings of the notebook, of which those that differ by a multiple of its size
 //!   are at addresses that do so, too;
 //! - a reset that clears the notebook, and stops the test that the device is running.
@@ -12,14 +13,20 @@
 //! QEMU makes the device with `-device pci-testdev`.
 
 use kernel::{
+    eventfd,
     io::Io,
+    new_mutex,
     page::PAGE_SHIFT,
     pci,
     prelude::*,
     sizes::SZ_2M,
-    sync::Arc,
+    sync::{
+        Arc,
+        Mutex, //
+    },
     vfio::{
         self,
+        irq,
         placement,
         region, //
     },
@@ -37,6 +44,9 @@ const SUBSYSTEM_ID: [u8; 4] = [0x36, 0x1b, 0x52, 0x53];
 const NOTEBOOK: u32 = 1;
 const NOTEBOOK_SIZE: usize = SZ_2M;
 const NOTEBOOK_ORDER: u32 = NOTEBOOK_SIZE.ilog2() - PAGE_SHIFT as u32;
+
+/// The index of the interrupt for that, behind those that all PCI devices have.
+const CLEARED: u32 = vfio::pci::NUM_IRQS;
 
 /// The BAR of the registers, of which the driver uses the one that selects a test.
 const REGISTERS: u32 = 0;
@@ -86,13 +96,26 @@ impl vfio::pci::Region for Notebook {
 }
 
 /// What there is while the device is open.
+#[pin_data]
 struct Session<'open> {
     notebook: Arc<vfio::Memory>,
     registers: vfio::pci::Bar<'open, REGISTERS_SIZE>,
+    #[pin]
+    cleared: Mutex<Option<eventfd::Context>>,
 }
 
 impl<'open> Session<'open> {
-    fn new(device: &'open vfio::Device<TestdevDriver, vfio::Opening>) -> Result<Self> {
+    fn new(device: &'open vfio::Device<TestdevDriver, vfio::Opening>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            notebook: Self::add_notebook(device)?,
+            registers: device.bar_sized(REGISTERS)?,
+            cleared <- new_mutex!(None),
+        })
+    }
+
+    fn add_notebook(
+        device: &vfio::Device<TestdevDriver, vfio::Opening>,
+    ) -> Result<Arc<vfio::Memory>> {
         let notebook = Arc::new(vfio::Memory::new(NOTEBOOK_SIZE)?, GFP_KERNEL)?;
         let info = region::Info {
             size: notebook.size(),
@@ -105,10 +128,7 @@ impl<'open> Session<'open> {
             info,
             Notebook(notebook.clone()),
         )?;
-        Ok(Self {
-            notebook,
-            registers: device.bar_sized(REGISTERS)?,
-        })
+        Ok(notebook)
     }
 }
 
@@ -136,8 +156,58 @@ impl vfio::Operations for TestdevDriver {
         access.replace(SUBSYSTEM, &SUBSYSTEM_ID, |access| device.core_read(access))
     }
 
+    fn info(
+        device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session<'_>>,
+    ) -> vfio::DeviceInfo {
+        vfio::DeviceInfo {
+            num_irqs: CLEARED + 1,
+            ..device.core_info()
+        }
+    }
+
+    fn irq_info(
+        device: &vfio::Device<Self, vfio::Opened>,
+        _this: Pin<&Session<'_>>,
+        index: u32,
+    ) -> Result<irq::Info> {
+        match index {
+            CLEARED => Ok(irq::Info {
+                count: 1,
+                flags: irq::Flag::EventFd.into(),
+            }),
+            _ => device.core_irq_info(index),
+        }
+    }
+
+    fn set_irqs(
+        device: &vfio::Device<Self, vfio::Opened>,
+        this: Pin<&Session<'_>>,
+        request: irq::SetIrqs<'_>,
+    ) -> Result {
+        if request.index() != CLEARED {
+            return device.core_set_irqs(request);
+        }
+
+        let command = request.decode()?;
+        match (command.action, command.data) {
+            (irq::Action::Trigger, irq::Data::EventFd(eventfds)) => {
+                *this.cleared.lock() = eventfds.into_iter().next().flatten();
+                Ok(())
+            }
+            (irq::Action::Trigger, irq::Data::None) if command.count == 0 => {
+                *this.cleared.lock() = None;
+                Ok(())
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
     fn reset(device: &vfio::Device<Self, vfio::Resetting>, this: Pin<&Session<'_>>) -> Result {
         this.notebook.clear();
+        if let Some(eventfd) = &*this.cleared.lock() {
+            eventfd.signal();
+        }
         this.registers.write8(0, TEST);
 
         // The device of QEMU has no reset that vfio-pci-core knows of, which is no reason to fail.

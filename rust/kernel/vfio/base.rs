@@ -2,6 +2,11 @@
 
 //! The C code that the devices of a driver are built on.
 
+use super::{
+    irq,
+    DeviceInfo,
+    Kind, //
+};
 use crate::{
     bindings,
     prelude::*, //
@@ -37,6 +42,10 @@ pub(super) mod private {
         /// Whether an open device has to keep the module of its driver loaded. If not, the parent
         /// device is bound to a driver of that module, which the VFIO core keeps loaded.
         const HOLDS_MODULE: bool;
+
+        /// Whether [`ioctl`](Self::ioctl), [`info`](Self::info) and [`irq_info`](Self::irq_info)
+        /// answer what the driver does not.
+        const HAS_CORE: bool;
 
         /// Makes the [`State`](Self::State) of a new device.
         fn new_state() -> Result<Self::State>;
@@ -99,6 +108,32 @@ pub(super) mod private {
             _arg: usize,
         ) -> Result<isize> {
             Err(ENOTTY)
+        }
+
+        /// Returns what userspace is told of the device.
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be an open device.
+        #[inline]
+        unsafe fn info(_vdev: *mut bindings::vfio_device) -> DeviceInfo {
+            DeviceInfo {
+                kind: Kind::Other,
+                num_regions: 0,
+                num_irqs: 0,
+            }
+        }
+
+        /// Returns what userspace is told of the interrupts `index`.
+        ///
+        /// Fails with [`EINVAL`] if there is no interrupt `index`.
+        ///
+        /// # Safety
+        ///
+        /// `vdev` must be an open device.
+        #[inline]
+        unsafe fn irq_info(_vdev: *mut bindings::vfio_device, _index: u32) -> Result<irq::Info> {
+            Err(EINVAL)
         }
 
         /// Frees what `init` of `OPS` and the use of the device have left behind.

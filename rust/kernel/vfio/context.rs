@@ -17,7 +17,8 @@ pub trait Context: private::Context {}
 pub struct Normal;
 
 /// The device is open, and the callback is one that the C code below the driver has called to do
-/// its own work, so that the driver must not call that code for the same work again.
+/// its own work, so that the driver must not call that code for the same work again, or it is
+/// [`Operations::irq_event`], which closing the device waits for.
 ///
 /// What every callback for an open device can do is in this context.
 pub struct InRegion;

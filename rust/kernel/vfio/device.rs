@@ -9,6 +9,7 @@ use super::{
         Normal, //
     },
     emulated,
+    virqfd::Virqfds,
     vtable::VTable,
     Operations, //
 };
@@ -28,6 +29,7 @@ use core::{
     marker::PhantomData,
     mem::{
         offset_of,
+        ManuallyDrop,
         MaybeUninit, //
     },
     ptr::{
@@ -40,7 +42,22 @@ use core::{
 type Raw<T> = <<T as Operations>::Base as super::base::private::Base>::Raw;
 
 /// What the abstraction keeps for a device of `T`.
-pub(super) type State<T> = <<T as Operations>::Base as super::base::private::Base>::State;
+pub(super) struct State<T: Operations> {
+    /// For its base.
+    pub(super) base: <T::Base as super::base::private::Base>::State,
+    /// For the time in which it is open. There is nothing to be dropped unless the driver needs it.
+    pub(super) virqfds: ManuallyDrop<Option<Pin<KBox<Virqfds<T>>>>>,
+}
+
+impl<T: Operations> Drop for State<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if Virqfds::<T>::NEEDED {
+            // SAFETY: This is the only place where it is dropped, and it is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.virqfds) };
+        }
+    }
+}
 
 /// A VFIO device.
 ///
@@ -230,7 +247,14 @@ impl<T: Operations> UnregisteredDevice<T> {
             "kvmalloc() aligns to a page at most"
         );
 
-        let state = T::Base::new_state()?;
+        let state = State {
+            base: T::Base::new_state()?,
+            virqfds: ManuallyDrop::new(if Virqfds::<T>::NEEDED {
+                Some(Virqfds::new()?)
+            } else {
+                None
+            }),
+        };
         let size = Kmalloc::aligned_layout(Layout::new::<Device<T>>()).size();
 
         // SAFETY: `parent` is a valid device, the table is never freed, and `size` has room for the
@@ -281,7 +305,7 @@ impl<T: Operations> UnregisteredDevice<T> {
     /// Returns the `struct vfio_device`, and with it the ownership.
     #[inline]
     pub(super) fn into_raw(self) -> *mut bindings::vfio_device {
-        core::mem::ManuallyDrop::new(self).as_raw()
+        ManuallyDrop::new(self).as_raw()
     }
 
     /// Returns the `struct vfio_device`.

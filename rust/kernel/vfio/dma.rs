@@ -143,7 +143,7 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
 
         // SAFETY: By the type invariants, the device is open.
-        let pins = unsafe { self.state() };
+        let pins = unsafe { &self.state().base };
         pins.begin(iova, count)?;
 
         // SAFETY: By the type invariants, the device is open. `pages` has room for `count`
@@ -196,6 +196,9 @@ impl<T: Operations<Base = emulated::Base>> Device<T, Opened> {
 /// They can be kept in the open data, or anywhere else, and used and dropped in any callback. When
 /// userspace has unmapped one of them, or when the device has been closed, the methods fail with
 /// [`ENXIO`].
+///
+/// Dropping them does not wait: a work item unpins the pages later. The methods and the drop take a
+/// mutex for a short time, and so may sleep.
 pub struct PinnedPages {
     pins: Arc<Pins>,
     id: u64,

@@ -52,6 +52,7 @@ unsafe impl private::Base for Base {
 
     // The parent may be bound to the driver of another module, as a faux device is.
     const HOLDS_MODULE: bool = true;
+    const HAS_CORE: bool = false;
 
     fn new_state() -> Result<Arc<Pins>> {
         Pins::new()
@@ -99,7 +100,8 @@ impl Parent for crate::pci::Device<device::Bound> {}
 /// belongs to the module: to forget it, or to keep it in a static, has no other consequence.
 ///
 /// To unregister the device takes until userspace has closed it; see [`Operations::request`]. To
-/// drop the registration, which any method of the driver may do, does not wait for that. To unbind
+/// drop the registration, which any method of the driver may do, may sleep, but does not wait for
+/// that. To unbind
 /// the parent does. The module cannot be unloaded while the device is open. When it is unloaded,
 /// its memory is not freed before the registration data has been dropped.
 pub struct Registration<T: Operations<Base = Base>> {
@@ -171,7 +173,7 @@ impl<T: Operations<Base = Base>> Registration<T> {
         &self.entry
     }
 
-    /// Returns the device.
+    /// Returns the device, which may have been unregistered since.
     #[inline]
     pub fn device(&self) -> &Device<T> {
         &self.device

@@ -6,7 +6,9 @@
 
 use super::{
     base::private::Base,
+    info,
     irq,
+    virqfd::Virqfds,
     Device,
     Opened,
     Operations,
@@ -21,10 +23,7 @@ use crate::{
         UserSlice, //
     },
 };
-use core::{
-    marker::PhantomData,
-    mem::offset_of, //
-};
+use core::marker::PhantomData;
 
 /// The number of an ioctl of VFIO.
 const fn number(nr: u32) -> u32 {
@@ -32,9 +31,9 @@ const fn number(nr: u32) -> u32 {
     _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
 }
 
-const GET_INFO: u32 = number(7);
+pub(super) const GET_INFO: u32 = number(7);
 const GET_IRQ_INFO: u32 = number(9);
-const SET_IRQS: u32 = number(10);
+pub(super) const SET_IRQS: u32 = number(10);
 pub(super) const RESET: u32 = number(11);
 
 /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`, of PCI devices.
@@ -46,18 +45,9 @@ pub const PCI_HOT_RESET: u32 = number(13);
 /// `VFIO_DEVICE_IOEVENTFD`, of PCI devices.
 pub const IOEVENTFD: u32 = number(16);
 
-/// `struct vfio_device_info` without what is optional, as its four `u32`s.
-type DeviceInfo = [u32; 4];
-static_assert!(offset_of!(bindings::vfio_device_info, num_irqs) == 3 * size_of::<u32>());
-
 /// `struct vfio_irq_info`, as its four `u32`s.
 type IrqInfo = [u32; 4];
 static_assert!(size_of::<bindings::vfio_irq_info>() == size_of::<IrqInfo>());
-
-/// The fields of `struct vfio_irq_set` that precede the data, as its five `u32`s.
-type IrqSet = [u32; irq::SetIrqs::FIELDS];
-static_assert!(offset_of!(bindings::vfio_irq_set, count) == 4 * size_of::<u32>());
-static_assert!(irq::SetIrqs::FIELDS == 5);
 
 /// An ioctl that no other method of the driver stands for.
 ///
@@ -112,32 +102,23 @@ pub(super) fn dispatch<T: Operations>(
     arg: usize,
 ) -> Result<isize> {
     const_assert!(
-        T::HAS_INFO || !T::HAS_IRQ_INFO,
+        T::HAS_INFO || T::Base::HAS_CORE || !T::HAS_IRQ_INFO,
         "a driver with `irq_info` must have `info`"
     );
     const_assert!(
-        T::HAS_IRQ_INFO || !T::HAS_SET_IRQS,
+        T::HAS_IRQ_INFO || T::Base::HAS_CORE || !T::HAS_SET_IRQS,
         "a driver with `set_irqs` must have `irq_info`"
+    );
+    const_assert!(
+        !Virqfds::<T>::NEEDED || T::HAS_SET_IRQS && T::HAS_IRQ_EVENT,
+        "a driver with `MASKED_BY_EVENTFD` must have `set_irqs` and `irq_event`"
     );
 
     let user = UserPtr::from_addr(arg);
 
     match cmd {
-        GET_INFO if T::HAS_INFO => {
-            let (mut reader, mut writer) =
-                UserSlice::new(user, size_of::<DeviceInfo>()).reader_writer();
-
-            let [argsz, ..] = reader.read::<DeviceInfo>()?;
-            if (argsz as usize) < size_of::<DeviceInfo>() {
-                return Err(EINVAL);
-            }
-
-            let info = T::info(device, this);
-            let mut flags = info.kind as u32;
-            if T::HAS_RESET {
-                flags |= bindings::VFIO_DEVICE_FLAGS_RESET;
-            }
-            writer.write::<DeviceInfo>(&[argsz, flags, info.num_regions, info.num_irqs])?;
+        GET_INFO if T::HAS_INFO || T::HAS_INFO_CAPABILITIES || T::HAS_RESET => {
+            info::get_info(device, this, arg)?;
             Ok(0)
         }
         GET_IRQ_INFO if T::HAS_IRQ_INFO => {
@@ -154,30 +135,26 @@ pub(super) fn dispatch<T: Operations>(
             Ok(0)
         }
         SET_IRQS if T::HAS_SET_IRQS => {
-            let fields = UserSlice::new(user, size_of::<IrqSet>())
+            let fields = UserSlice::new(user, size_of::<irq::Fields>())
                 .reader()
-                .read::<IrqSet>()?;
-            let data = user.wrapping_byte_add(size_of::<IrqSet>());
+                .read::<irq::Fields>()?;
 
             let [_, _, index, ..] = fields;
             let count = irq_info(device, this, index)?.count;
-            let num_irqs = T::info(device, this).num_irqs;
+            let num_irqs = num_irqs(device, this);
 
-            T::set_irqs(
-                device,
-                this,
-                irq::SetIrqs::decode(fields, data, count, num_irqs)?,
-            )?;
+            let request = irq::SetIrqs::new(fields, arg, count, num_irqs)?;
+            if Virqfds::<T>::NEEDED && T::MASKED_BY_EVENTFD.contains(&index) {
+                if let Some(action) = request.masks_by_eventfd() {
+                    // SAFETY: The device is open, and so has not been unregistered.
+                    let state = unsafe { device.state() };
+                    let virqfds = state.virqfds.as_ref().ok_or(ENOTTY)?;
+                    virqfds.set_up(device, &request, action)?;
+                    return Ok(0);
+                }
+            }
+            T::set_irqs(device, this, request)?;
             Ok(0)
-        }
-        GET_INFO if T::HAS_RESET => {
-            let ret = forward(device, this, cmd, arg)?;
-
-            // The base does not know of the driver's reset.
-            let flags = user.wrapping_byte_add(offset_of!(bindings::vfio_device_info, flags));
-            let (mut reader, mut writer) = UserSlice::new(flags, size_of::<u32>()).reader_writer();
-            writer.write(&(reader.read::<u32>()? | bindings::VFIO_DEVICE_FLAGS_RESET))?;
-            Ok(ret)
         }
         RESET if T::HAS_RESET => {
             T::reset(device, this)?;
@@ -207,14 +184,32 @@ fn forward<T: Operations>(
     unsafe { T::Base::ioctl(device.as_raw(), cmd, arg) }
 }
 
-/// Asks the driver for the interrupts `index`, if it has them.
+/// Returns how many indices of interrupts there are.
+fn num_irqs<T: Operations>(device: &Device<T, Opened>, this: Pin<&T::OpenData<'_>>) -> u32 {
+    let info = if T::HAS_INFO {
+        T::info(device, this)
+    } else {
+        // SAFETY: The context of `device` shows that it is open.
+        unsafe { T::Base::info(device.as_raw()) }
+    };
+    info.num_irqs
+}
+
+/// Returns what is told of the interrupts `index`.
+///
+/// Fails with [`EINVAL`] if there is no such index.
 fn irq_info<T: Operations>(
     device: &Device<T, Opened>,
     this: Pin<&T::OpenData<'_>>,
     index: u32,
 ) -> Result<irq::Info> {
-    if index >= T::info(device, this).num_irqs {
+    if index >= num_irqs(device, this) {
         return Err(EINVAL);
     }
-    T::irq_info(device, this, index)
+    if T::HAS_IRQ_INFO {
+        T::irq_info(device, this, index)
+    } else {
+        // SAFETY: The context of `device` shows that it is open.
+        unsafe { T::Base::irq_info(device.as_raw(), index) }
+    }
 }

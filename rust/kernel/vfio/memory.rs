@@ -91,8 +91,8 @@ impl Memory {
 
     /// Gives userspace what is at the position of `access`, until the memory or the access ends.
     ///
-    /// Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if userspace has no
-    /// memory where it said.
+    /// May sleep. Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if
+    /// userspace has no memory where it said.
     pub fn read(&self, access: &mut Read) -> Result {
         let (data, len) = self.at(access.position(), access.remaining())?;
         // SAFETY: By the type invariant and `at`, `data` is valid for `len` bytes.
@@ -102,8 +102,8 @@ impl Memory {
     /// Takes from userspace what is at the position of `access`, until the memory or the access
     /// ends.
     ///
-    /// Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if userspace has no
-    /// memory where it said.
+    /// May sleep. Fails with [`EINVAL`] behind the end of the memory, and with [`EFAULT`] if
+    /// userspace has no memory where it said.
     pub fn write(&self, access: &mut Write) -> Result {
         let (data, len) = self.at(access.position(), access.remaining())?;
         // SAFETY: By the type invariant and `at`, `data` is valid for `len` bytes.
@@ -111,6 +111,9 @@ impl Memory {
     }
 
     /// Overwrites the memory with zeroes.
+    ///
+    /// Takes as long as writing so much memory does, during which userspace that has it mapped sees
+    /// a part of it overwritten. May be called in any context.
     pub fn clear(&self) {
         // SAFETY: By the type invariant, `start` is valid for `size` bytes.
         unsafe { shared::clear(self.start.as_ptr(), self.size) };
@@ -118,8 +121,8 @@ impl Memory {
 
     /// Maps the memory.
     ///
-    /// The mapping may outlive `self`. Fails with [`EINVAL`] if it is not shared, or not within the
-    /// memory.
+    /// The mapping may outlive `self`. May sleep. Fails with [`EINVAL`] if it is not shared, or not
+    /// within the memory, and with [`ENOMEM`].
     pub fn map<'request>(&self, mapping: Mapping<'request>) -> Result<Mapped<'request>> {
         if !mapping.is_shared() {
             return Err(EINVAL);

@@ -4,6 +4,7 @@
 
 use super::{
     context::{
+        InRegion,
         Matching,
         MatchingToken,
         Mmap,
@@ -13,6 +14,7 @@ use super::{
         Resetting, //
     },
     feature,
+    info,
     ioctl,
     irq,
     placement,
@@ -125,6 +127,7 @@ pub trait Operations: Sized + 'static {
     /// The caller holds `dev_set->lock` and, if the device is opened through its group,
     /// `group_lock`: calls of this, and drops of [`OpenData`](Self::OpenData), exclude each other
     /// for all devices of the set, which is the device alone unless it shares a reset with others.
+    /// An error makes the system call fail, and what the initialiser has made is dropped.
     fn open<'open, 'bound: 'open>(
         device: &'open Device<Self, Opening>,
         data: Pin<&'open Self::RegistrationData<'bound>>,
@@ -132,8 +135,29 @@ pub trait Operations: Sized + 'static {
 
     /// Tells userspace how many regions and interrupts there are (`VFIO_DEVICE_GET_INFO`).
     ///
-    /// Must be implemented for emulated devices, and if [`set_irqs`](Self::set_irqs) is.
+    /// Must be implemented for emulated devices. Also called to check what userspace asks of
+    /// interrupts.
     fn info(_device: &Device<Self, Opened>, _this: Pin<&Self::OpenData<'_>>) -> DeviceInfo {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Tells userspace more of the device than [`info`](Self::info) does, by capabilities
+    /// (`VFIO_DEVICE_GET_INFO`).
+    ///
+    /// They are added to those of the C code that the device is built on.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::info};
+    /// /// The capability that has `flags`, a `u32`, behind its header.
+    /// fn atomics(capabilities: &mut info::Capabilities, flags: u32) -> Result {
+    ///     capabilities.add(5, 1, &flags.to_ne_bytes())
+    /// }
+    /// ```
+    fn info_capabilities(
+        _device: &Device<Self, Opened>,
+        _this: Pin<&Self::OpenData<'_>>,
+        _capabilities: &mut info::Capabilities,
+    ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -252,8 +276,9 @@ pub trait Operations: Sized + 'static {
 
     /// Tells userspace of the interrupts `index` (`VFIO_DEVICE_GET_IRQ_INFO`).
     ///
-    /// Must be implemented if [`set_irqs`](Self::set_irqs) is. Fails with [`EINVAL`] if there is
-    /// no interrupt `index`.
+    /// Must be implemented for emulated devices if [`set_irqs`](Self::set_irqs) is. Fails with
+    /// [`EINVAL`] if there is no interrupt `index`, which is less than what [`info`](Self::info)
+    /// says.
     fn irq_info(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
@@ -268,12 +293,37 @@ pub trait Operations: Sized + 'static {
     fn set_irqs(
         _device: &Device<Self, Opened>,
         _this: Pin<&Self::OpenData<'_>>,
-        _request: irq::SetIrqs,
+        _request: irq::SetIrqs<'_>,
     ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Resets the device (`VFIO_DEVICE_RESET`).
+    /// The indices of the interrupts that [`irq_event`](Self::irq_event) masks and unmasks.
+    ///
+    /// For these, the requests of userspace to have eventfds do so are not for
+    /// [`set_irqs`](Self::set_irqs), which must be implemented nevertheless.
+    const MASKED_BY_EVENTFD: &'static [u32] = &[];
+
+    /// Masks or unmasks the interrupt `number` of `index`, since userspace has signalled the
+    /// eventfd that it has set up for that (`VFIO_DEVICE_SET_IRQS`).
+    ///
+    /// Must be implemented if there are [such indices](Self::MASKED_BY_EVENTFD). Called in a work
+    /// item, and so for another task than that of userspace. Several signals may be one call.
+    ///
+    /// There are no calls after userspace has taken the eventfd away, and none when the open data
+    /// is dropped: both wait for calls that are running, the second with `dev_set->lock` held.
+    fn irq_event(
+        _device: &Device<Self, InRegion>,
+        _this: Pin<&Self::OpenData<'_>>,
+        _index: u32,
+        _number: u32,
+        _action: irq::Action,
+    ) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Resets the device (`VFIO_DEVICE_RESET`). That it is implemented is told in
+    /// `VFIO_DEVICE_GET_INFO`.
     fn reset(_device: &Device<Self, Resetting>, _this: Pin<&Self::OpenData<'_>>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

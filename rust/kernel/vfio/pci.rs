@@ -14,9 +14,13 @@
 //! | Method                              | Function of vfio-pci-core                              |
 //! |-------------------------------------|--------------------------------------------------------|
 //! | [`Operations::open`]                | called before and after the method                     |
+//! | [`Operations::info`]                | [`Device::core_info`]                                  |
+//! | [`Operations::info_capabilities`]   | called before, adds its own                            |
 //! | [`Operations::read`]                | [`Device::core_read`]                                  |
 //! | [`Operations::write`]               | [`Device::core_write`]                                 |
 //! | [`Operations::region_info`]         | [`Device::core_region_info`]                           |
+//! | [`Operations::irq_info`]            | [`Device::core_irq_info`]                              |
+//! | [`Operations::set_irqs`]            | [`Device::core_set_irqs`]                              |
 //! | [`Operations::mmap`]                | [`Device::core_mmap`]                                  |
 //! | [`Operations::get_unmapped_area`]   | [`Device::core_get_unmapped_area`]                     |
 //! | [`Operations::reset`]               | [`Device::core_reset`]                                 |
@@ -26,6 +30,7 @@
 //! | [`Operations::matches`]             | [`Device::core_matches`]                               |
 //! | [`Operations::match_token`]         | [`Device::core_match_token`]                           |
 //! | [`Driver::sriov_configure`]         | [`Device::core_sriov_configure`]                       |
+//! | [`Driver::error_detected`]          | called after the method                                |
 //!
 //! Each takes a value, or is for a context, that no other method has, so that none of them leads
 //! back to the method that it is called by. What can be done to reset a device
@@ -81,6 +86,7 @@ pub use self::{
     delegate::Configuring,
     driver::{
         Adapter,
+        ChannelState,
         Driver,
         Settings, //
     },
@@ -101,3 +107,7 @@ pub const VGA_REGION: u32 = bindings::VFIO_PCI_VGA_REGION_INDEX;
 
 /// The regions that all PCI devices have. Those of a driver's own ([`Region`]) follow.
 pub const NUM_REGIONS: u32 = bindings::VFIO_PCI_NUM_REGIONS;
+
+/// The indices of interrupts that all PCI devices have: INTx, MSI, MSI-X, errors and requests of
+/// the driver. A driver's own can follow.
+pub const NUM_IRQS: u32 = bindings::VFIO_PCI_NUM_IRQS;

@@ -7,9 +7,9 @@
 //!
 //! C header: [`include/uapi/linux/vfio.h`](srctree/include/uapi/linux/vfio.h)
 
+use super::capability;
 use crate::{
     bindings,
-    error::to_result,
     impl_flags,
     page::PAGE_SHIFT,
     prelude::*, //
@@ -258,28 +258,9 @@ impl Capabilities<'_> {
     }
 
     /// Adds a capability of version 1.
-    // What calls a function of VFIO is inlined: VFIO can be a module, and so is the driver then.
     #[inline]
     fn add(&mut self, id: u32, body: &[u8]) -> Result {
-        const HEADER: usize = size_of::<bindings::vfio_info_cap_header>();
-
-        let id = u16::try_from(id)?;
-        let mut capability = KVec::with_capacity(HEADER + body.len(), GFP_KERNEL)?;
-        // The fields of `struct vfio_info_cap_header`.
-        capability.extend_from_slice(&id.to_ne_bytes(), GFP_KERNEL)?;
-        capability.extend_from_slice(&1u16.to_ne_bytes(), GFP_KERNEL)?;
-        capability.extend_from_slice(&0u32.to_ne_bytes(), GFP_KERNEL)?;
-        capability.extend_from_slice(body, GFP_KERNEL)?;
-
-        // SAFETY: By the requirements of `from_raw`, `caps` is valid. `capability` starts with a
-        // header, for which the allocator's alignment is sufficient, and has the size given. The C
-        // function copies it.
-        to_result(unsafe {
-            bindings::vfio_info_add_capability(
-                self.caps,
-                capability.as_mut_ptr().cast(),
-                capability.len(),
-            )
-        })
+        // SAFETY: By the requirements of `from_raw`, `caps` is valid, and not used by anyone else.
+        unsafe { capability::add(self.caps, id.try_into()?, 1, body) }
     }
 }

@@ -243,9 +243,20 @@ impl Entry {
     /// Does what the chain of notifiers does when the module is unloaded, for a test.
     #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
     pub(super) fn module_goes(&self) {
+        self.some_module_goes(self.module);
+    }
+
+    /// Does what the chain of notifiers does when another module is unloaded, for a test.
+    #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
+    pub(super) fn other_module_goes(&self) {
+        self.some_module_goes(NonNull::dangling().as_ptr());
+    }
+
+    #[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
+    fn some_module_goes(&self, module: *mut bindings::module) {
         let going = bindings::module_state_MODULE_STATE_GOING as c_ulong;
         // SAFETY: `notifier` is that of an entry. The caller has a reference to it, as the chain.
-        unsafe { Self::notifier_call(self.notifier.get(), going, self.module.cast()) };
+        unsafe { Self::notifier_call(self.notifier.get(), going, module.cast()) };
     }
 
     /// Waits as what frees the module does, for a test.

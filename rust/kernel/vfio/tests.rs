@@ -10,8 +10,10 @@ use super::{
         Registration, //
     },
     feature,
+    info,
     ioctl,
     irq,
+    pins::Pinned,
     placement,
     region,
     vtable::VTable,

@@ -18,6 +18,7 @@ use super::{
     feature,
     ioctl,
     region,
+    virqfd::Virqfds,
     Operations, //
 };
 use crate::{
@@ -59,8 +60,12 @@ impl<T: Operations> VTable<T> {
     const BASE: bindings::vfio_device_ops = T::Base::OPS;
 
     /// Whether the driver implements one of the methods that [`ioctl::dispatch`] calls.
-    const HAS_IOCTLS: bool =
-        T::HAS_INFO || T::HAS_IRQ_INFO || T::HAS_SET_IRQS || T::HAS_RESET || T::HAS_IOCTL;
+    const HAS_IOCTLS: bool = T::HAS_INFO
+        || T::HAS_INFO_CAPABILITIES
+        || T::HAS_IRQ_INFO
+        || T::HAS_SET_IRQS
+        || T::HAS_RESET
+        || T::HAS_IOCTL;
 
     pub(super) const OPS: bindings::vfio_device_ops = bindings::vfio_device_ops {
         name: as_char_ptr_in_const_context(<T::OwnerModule as ModuleMetadata>::NAME).cast_mut(),
@@ -194,13 +199,13 @@ impl<T: Operations> VTable<T> {
             match ret {
                 Ok(()) => {
                     // SAFETY: `open` of the base succeeded.
-                    unsafe { T::Base::opened(vdev, state) };
+                    unsafe { T::Base::opened(vdev, &state.base) };
                     module.keep();
                     Ok(0)
                 }
                 Err(err) => {
                     // SAFETY: `open` of the base succeeded.
-                    unsafe { T::Base::cancel(vdev, state) };
+                    unsafe { T::Base::cancel(vdev, &state.base) };
                     Err(err)
                 }
             }
@@ -218,13 +223,19 @@ impl<T: Operations> VTable<T> {
         // registration reference until this has returned.
         let state = unsafe { device.state() };
 
+        // `irq_event` is given the open data.
+        if Virqfds::<T>::NEEDED {
+            if let Some(virqfds) = &*state.virqfds {
+                virqfds.clear();
+            }
+        }
         // SAFETY: The core calls this for a device that is open, to close it, with `dev_set->lock`
         // held.
-        unsafe { T::Base::closing(vdev, state) };
+        unsafe { T::Base::closing(vdev, &state.base) };
         // SAFETY: This is `close_device`, with `dev_set->lock` held.
         unsafe { device.drop_open_data() };
         // SAFETY: As for `closing`.
-        unsafe { T::Base::close(vdev, state) };
+        unsafe { T::Base::close(vdev, &state.base) };
 
         // The code of the module is used until this returns. The file holds a registration
         // reference until then, for which the module is waited for when it is unloaded.
@@ -433,7 +444,7 @@ impl<T: Operations> VTable<T> {
             Self::with_registered(vdev, |device: &Device<T>, data| {
                 T::dma_unmap(device, data, iova, length);
                 // The same reference keeps the device from being unregistered.
-                T::Base::dma_unmap(device.state(), iova, length);
+                T::Base::dma_unmap(&device.state().base, iova, length);
             })
         }
     }

@@ -4,9 +4,12 @@
 
 use super::super::{
     base::private,
+    irq,
     Context,
     Device,
+    DeviceInfo,
     InRegion,
+    Kind,
     Operations, //
 };
 use crate::{
@@ -70,6 +73,7 @@ unsafe impl private::Base for Base {
 
     // The parent is bound to the driver's own `struct pci_driver`.
     const HOLDS_MODULE: bool = false;
+    const HAS_CORE: bool = true;
 
     #[inline]
     fn new_state() -> Result {
@@ -110,6 +114,79 @@ unsafe impl private::Base for Base {
         // CAST: An errno is an `int`.
         to_result(ret.min(0) as c_int)?;
         Ok(ret)
+    }
+
+    #[inline]
+    unsafe fn info(vdev: *mut bindings::vfio_device) -> DeviceInfo {
+        // SAFETY: By the requirements of this function, the device is open. Regions are only added
+        // while it is being opened.
+        let added = unsafe { (*core_of(vdev)).num_regions };
+
+        DeviceInfo {
+            kind: Kind::Pci,
+            // CAST: A count is not negative.
+            num_regions: super::NUM_REGIONS + added as u32,
+            num_irqs: super::NUM_IRQS,
+        }
+    }
+
+    // What `vfio_pci_ioctl_get_irq_info()` says. The function itself reads its argument from the
+    // memory of userspace, and writes its answer there: it is not for what the kernel relies on.
+    unsafe fn irq_info(vdev: *mut bindings::vfio_device, index: u32) -> Result<irq::Info> {
+        let core = core_of(vdev);
+        // SAFETY: By the requirements of this function, the device is open. `pdev` and the
+        // capabilities do not change, and neither does the rest while the device is open: that is
+        // what `vfio_pci_core_enable()` found, and for `vconfig` what it allocated. Userspace can
+        // write to that, and the pin is one byte of it.
+        let (pdev, pin, dynamic) = unsafe {
+            (
+                (*core).pdev,
+                (*core)
+                    .vconfig
+                    .add(bindings::PCI_INTERRUPT_PIN as usize)
+                    .read_volatile(),
+                bindings::vfio_pci_core_device::has_dyn_msix_raw(core),
+            )
+        };
+        // SAFETY: `pdev` is valid as long as the device is bound, which it is while it is open.
+        // `pci_device_add()` set both.
+        let (msi, msix) = unsafe { ((*pdev).msi_cap, (*pdev).msix_cap) };
+        // Reads the flags of a capability, if the device has it.
+        let flags = |capability: u8, offset: u32| {
+            let mut flags = 0;
+            (capability != 0).then(|| {
+                // SAFETY: The PCI device is valid while it is bound, and so is the pointer. On
+                // failure, the function stores what a device reads as that is gone, as for C.
+                unsafe {
+                    bindings::pci_read_config_word(
+                        pdev,
+                        c_int::from(capability) + offset as c_int,
+                        &mut flags,
+                    )
+                };
+                u32::from(flags)
+            })
+        };
+
+        let count = match index {
+            bindings::VFIO_PCI_INTX_IRQ_INDEX => u32::from(pin != 0),
+            bindings::VFIO_PCI_MSI_IRQ_INDEX => flags(msi, bindings::PCI_MSI_FLAGS)
+                .map_or(0, |flags| {
+                    1 << ((flags & bindings::PCI_MSI_FLAGS_QMASK) >> 1)
+                }),
+            bindings::VFIO_PCI_MSIX_IRQ_INDEX => flags(msix, bindings::PCI_MSIX_FLAGS)
+                .map_or(0, |flags| (flags & bindings::PCI_MSIX_FLAGS_QSIZE) + 1),
+            bindings::VFIO_PCI_ERR_IRQ_INDEX | bindings::VFIO_PCI_REQ_IRQ_INDEX => 1,
+            _ => return Err(EINVAL),
+        };
+        let flags = match index {
+            bindings::VFIO_PCI_INTX_IRQ_INDEX => {
+                irq::Flag::EventFd | irq::Flag::Maskable | irq::Flag::AutoMasked
+            }
+            bindings::VFIO_PCI_MSIX_IRQ_INDEX if dynamic => irq::Flag::EventFd.into(),
+            _ => irq::Flag::EventFd | irq::Flag::NoResize,
+        };
+        Ok(irq::Info { count, flags })
     }
 
     // `vfio_device_release()` takes a device off the list of its set, and calls `release` of the

@@ -8,10 +8,12 @@ use super::{
         context::private,
         feature,
         ioctl,
+        irq,
         placement,
         region,
         Context,
         Device,
+        DeviceInfo,
         Matching,
         MatchingToken,
         Mmap,
@@ -31,9 +33,9 @@ use crate::{
 impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Lets vfio-pci-core do what remains of a read.
     ///
-    /// Fails with the error of vfio-pci-core: [`EINVAL`] if there is nothing at the position,
-    /// [`EFAULT`] if userspace has no memory where it said, [`EIO`] if the memory of the device is
-    /// disabled.
+    /// May sleep. Fails with the error of vfio-pci-core: [`EINVAL`] if there is nothing at the
+    /// position, [`EFAULT`] if userspace has no memory where it said, [`EIO`] if the memory of the
+    /// device is disabled.
     ///
     /// ```
     /// # use kernel::{prelude::*, vfio::{self, region, Device, Opened}};
@@ -103,6 +105,68 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
         })
     }
 
+    /// Returns what vfio-pci-core tells userspace of the device, with the regions that the driver
+    /// has added.
+    ///
+    /// That the device can be reset, and its capabilities, vfio-pci-core tells userspace itself.
+    #[inline]
+    pub fn core_info(&self) -> DeviceInfo {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::info(self.as_raw()) }
+    }
+
+    /// Returns what vfio-pci-core tells userspace of the interrupts `index`.
+    ///
+    /// Fails with [`EINVAL`] if vfio-pci-core knows of no such index.
+    #[inline]
+    pub fn core_irq_info(&self, index: u32) -> Result<irq::Info> {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::irq_info(self.as_raw(), index) }
+    }
+
+    /// Lets vfio-pci-core set up interrupts, mask, unmask or trigger them, as userspace asked.
+    ///
+    /// Takes `igate` of vfio-pci-core, and waits for handlers of interrupts. Fails with the error
+    /// of vfio-pci-core: [`EINVAL`] if there are no such interrupts, [`ENOTTY`] if they have
+    /// nothing of the kind.
+    ///
+    /// vfio-pci-core reads the request from the memory of userspace again. Userspace that changes
+    /// it meanwhile gets what it has changed it to, of the interrupts that vfio-pci-core has: to
+    /// answer for one of these indices itself is for a driver that adds to them, and does not keep
+    /// userspace from them.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::{self, irq, Device, Opened}};
+    /// fn set<T>(device: &Device<T, Opened>, request: irq::SetIrqs<'_>) -> Result
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_set_irqs(request)
+    /// }
+    /// ```
+    ///
+    /// What the driver has done itself is not done again:
+    ///
+    /// ```ignore,compile_fail,E0382
+    /// # use kernel::{prelude::*, vfio::{self, irq, Device, Opened}};
+    /// fn set<T>(device: &Device<T, Opened>, request: irq::SetIrqs<'_>) -> Result
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     request.decode()?;
+    ///     device.core_set_irqs(request)
+    /// }
+    /// ```
+    #[inline]
+    pub fn core_set_irqs(&self, request: irq::SetIrqs<'_>) -> Result {
+        // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
+        // for that time.
+        unsafe { Base::ioctl(self.as_raw(), ioctl::SET_IRQS, request.arg()) }?;
+        Ok(())
+    }
+
     /// Returns what vfio-pci-core tells userspace of region `index`, and adds its capabilities.
     ///
     /// Fails with [`EINVAL`] if there is no such region, and with [`ENOMEM`].
@@ -130,7 +194,30 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
 
     /// Lets vfio-pci-core handle an ioctl, and returns what it returns.
     ///
-    /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
+    /// May sleep, and accesses the memory of userspace; some ioctls take `dev_set->lock`. Fails
+    /// with the error of vfio-pci-core: [`ENOTTY`] if it does not know the ioctl.
+    ///
+    /// ```
+    /// # use kernel::{prelude::*, vfio::{self, ioctl::Ioctl, Device, Opened}};
+    /// fn ioctl<T>(device: &Device<T, Opened>, ioctl: Ioctl<'_>) -> Result<isize>
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_ioctl(ioctl)
+    /// }
+    /// ```
+    ///
+    /// [`Operations::irq_event`] is waited for with that lock held, and cannot take it:
+    ///
+    /// ```ignore,compile_fail,E0599
+    /// # use kernel::{prelude::*, vfio::{self, ioctl::Ioctl, Device, InRegion}};
+    /// fn irq_event<T>(device: &Device<T, InRegion>, ioctl: Ioctl<'_>) -> Result<isize>
+    /// where
+    ///     T: vfio::Operations<Base = vfio::pci::Base>,
+    /// {
+    ///     device.core_ioctl(ioctl)
+    /// }
+    /// ```
     #[inline]
     pub fn core_ioctl(&self, ioctl: ioctl::Ioctl<'_>) -> Result<isize> {
         // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
@@ -141,7 +228,8 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
     /// Lets vfio-pci-core handle a feature, and returns what it returns: for the feature that
     /// exports a dma-buf, the descriptor.
     ///
-    /// Fails with the error of vfio-pci-core: [`ENOTTY`] if it does not know the feature.
+    /// May sleep, and accesses the memory of userspace. Fails with the error of vfio-pci-core:
+    /// [`ENOTTY`] if it does not know the feature.
     #[inline]
     pub fn core_feature(&self, feature: feature::Feature<'_>) -> Result<c_int> {
         // SAFETY: `Opened` is for a callback that is running, and the core keeps the device open
@@ -162,8 +250,9 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
 impl<T: Operations<Base = Base>> Device<T, Mmap> {
     /// Lets vfio-pci-core map a part of a region.
     ///
-    /// Fails with the error of vfio-pci-core: [`EINVAL`] if the part is not in a region that can be
-    /// mapped, or if the mapping is not shared.
+    /// What is mapped of a BAR is filled in when userspace accesses it. Fails with the error of
+    /// vfio-pci-core: [`EINVAL`] if the part is not in a region that can be mapped, or if the
+    /// mapping is not shared.
     ///
     /// ```
     /// # use kernel::{prelude::*, vfio::{self, region, Device, Mmap}};
@@ -224,6 +313,8 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
     }
 
     /// Lets vfio-pci-core place a mapping: that of a BAR for the largest leaves that can map it.
+    ///
+    /// An error of mm is part of what is returned, and reaches userspace with it.
     #[inline]
     pub fn core_get_unmapped_area<'request>(
         &self,
@@ -249,6 +340,9 @@ impl<T: Operations<Base = Base>> Device<T, Mmap> {
 impl<T: Operations<Base = Base>> Device<T, Resetting> {
     /// Lets vfio-pci-core reset the device.
     ///
+    /// Takes `memory_lock` of vfio-pci-core and the device lock of the PCI device, and calls
+    /// [`Driver::reset_prepare`](super::Driver::reset_prepare) and
+    /// [`Driver::reset_done`](super::Driver::reset_done): no lock that these take must be held.
     /// Fails with [`EINVAL`] if the device has no reset of its own, and with [`EAGAIN`] if another
     /// task holds the lock of the device.
     #[inline]
@@ -262,6 +356,8 @@ impl<T: Operations<Base = Base>> Device<T, Resetting> {
 
 impl<T: Operations<Base = Base>> Device<T, Requesting> {
     /// Lets vfio-pci-core ask the user through the eventfd of the interrupt that is for that.
+    ///
+    /// `count` is what the method was given, by which vfio-pci-core decides what it logs.
     #[inline]
     pub fn core_request(&self, count: u32) {
         // SAFETY: The device is registered, as it is being unregistered.

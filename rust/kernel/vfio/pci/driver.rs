@@ -58,9 +58,30 @@ impl Settings {
     }
 }
 
+/// What is left of the connection to a device after hardware has detected an error.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum ChannelState {
+    /// Everything.
+    Normal,
+    /// Nothing until the device has been reset: its memory cannot be accessed.
+    Frozen,
+    /// Nothing.
+    PermanentFailure,
+}
+
+impl ChannelState {
+    /// Returns the state that the PCI core means by `state`.
+    pub(super) fn from_raw(state: bindings::pci_channel_state_t) -> Self {
+        match state {
+            bindings::pci_channel_io_normal => Self::Normal,
+            bindings::pci_channel_io_frozen => Self::Frozen,
+            // The PCI core has no other.
+            _ => Self::PermanentFailure,
+        }
+    }
+}
+
 /// A driver for PCI devices.
-///
-/// That hardware has detected an error is reported to userspace by vfio-pci-core.
 ///
 /// # Examples
 ///
@@ -160,7 +181,23 @@ pub trait Driver: Operations<Base = Base> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Called when hardware has detected an error of the device.
+    ///
+    /// After this vfio-pci-core signals the eventfd of `VFIO_PCI_ERR_IRQ_INDEX`: to recover is for
+    /// userspace. The caller holds the device lock.
+    fn error_detected(
+        _device: &Device<Self>,
+        _data: Pin<&Self::RegistrationData<'_>>,
+        _state: ChannelState,
+    ) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// Called before somebody resets the device on purpose.
+    ///
+    /// There is no open data for this: a [`Bar`](super::Bar) that is kept there waits for
+    /// `memory_lock`, which the task may hold itself. What is to be known of a reset while the
+    /// device is open belongs into the registration data, which the open data can borrow.
     ///
     /// The caller holds the device lock, and may hold `dev_set->lock` and `memory_lock` of
     /// vfio-pci-core. It may also be the task that called [`Device::core_reset`]: a lock of the
@@ -213,7 +250,7 @@ unsafe impl<T: Driver + 'static> driver::RegistrationOps for Adapter<T> {
             } else {
                 None
             };
-            (*pdrv.get()).err_handler = if T::HAS_RESET_PREPARE || T::HAS_RESET_DONE {
+            (*pdrv.get()).err_handler = if Self::HAS_ERROR_HANDLERS {
                 &Self::ERROR_HANDLERS
             } else {
                 &raw const bindings::vfio_pci_core_err_handlers
@@ -234,8 +271,16 @@ unsafe impl<T: Driver + 'static> driver::RegistrationOps for Adapter<T> {
 }
 
 impl<T: Driver> Adapter<T> {
+    /// Whether the driver implements one of the methods that the error handlers call.
+    const HAS_ERROR_HANDLERS: bool =
+        T::HAS_ERROR_DETECTED || T::HAS_RESET_PREPARE || T::HAS_RESET_DONE;
+
     const ERROR_HANDLERS: bindings::pci_error_handlers = bindings::pci_error_handlers {
-        error_detected: Some(bindings::vfio_pci_core_aer_err_detected),
+        error_detected: if T::HAS_ERROR_DETECTED {
+            Some(Self::error_detected_callback)
+        } else {
+            Some(bindings::vfio_pci_core_aer_err_detected)
+        },
         reset_prepare: if T::HAS_RESET_PREPARE {
             Some(Self::reset_prepare_callback)
         } else {
@@ -350,6 +395,22 @@ impl<T: Driver> Adapter<T> {
                 })
             })
         }
+    }
+
+    extern "C" fn error_detected_callback(
+        pdev: *mut bindings::pci_dev,
+        state: bindings::pci_channel_state_t,
+    ) -> bindings::pci_ers_result_t {
+        // SAFETY: The PCI core calls this for a device that is bound, with its lock held.
+        unsafe {
+            Self::with_registered(pdev, |device: &Device<T>, data| {
+                T::error_detected(device, data, ChannelState::from_raw(state))
+            })
+        };
+
+        // SAFETY: The drvdata of the device is what vfio-pci-core takes for it, and stays so while
+        // the lock is held.
+        unsafe { bindings::vfio_pci_core_aer_err_detected(pdev, state) }
     }
 
     extern "C" fn reset_prepare_callback(pdev: *mut bindings::pci_dev) {

@@ -5,9 +5,12 @@
 use super::{
     super::{
         base::private::Base as _,
+        irq,
         region,
         vtable::VTable,
         Device,
+        DeviceInfo,
+        Kind,
         Opened,
         Opening,
         Operations,
@@ -18,6 +21,7 @@ use super::{
         checked_size, //
     },
     Base,
+    ChannelState,
     Settings,
     NUM_REGIONS, //
 };
@@ -210,6 +214,114 @@ mod cases {
             assert!(!core.has_dyn_msix() && !core.needs_pm_restore());
         }
         Ok(())
+    }
+
+    /// What vfio-pci-core says of a device, as `vfio_pci_ioctl_get_irq_info()` does.
+    #[test]
+    fn infos() -> Result {
+        const MSI: u8 = 0x50;
+        const MSIX: u8 = 0x70;
+
+        /// Reads the flags of the capabilities: 8 vectors of MSI, and 2048 of MSI-X.
+        unsafe extern "C" fn read(
+            _bus: *mut bindings::pci_bus,
+            _devfn: c_uint,
+            offset: c_int,
+            size: c_int,
+            value: *mut u32,
+        ) -> c_int {
+            assert_eq!(size, 2);
+            let flags = match offset as u8 {
+                flags if flags == MSI + bindings::PCI_MSI_FLAGS as u8 => 0xff87,
+                flags if flags == MSIX + bindings::PCI_MSIX_FLAGS as u8 => 0xffff,
+                _ => 0,
+            };
+            // SAFETY: The function that calls this has a variable there.
+            unsafe { *value = flags };
+            0
+        }
+        let mut ops = bindings::pci_ops {
+            read: Some(read),
+            ..pin_init::zeroed()
+        };
+        let zeroed = GFP_KERNEL | __GFP_ZERO;
+        // SAFETY: All members of the structures are of C, and zero is a value of each.
+        let (mut bus, mut pdev) = unsafe {
+            (
+                KBox::<bindings::pci_bus>::new_uninit(zeroed)?.assume_init(),
+                KBox::<bindings::pci_dev>::new_uninit(zeroed)?.assume_init(),
+            )
+        };
+        let mut config = [0u8; 256];
+        let mut core = core_device()?;
+        bus.ops = &mut ops;
+        pdev.bus = &mut *bus;
+        core.pdev = &mut *pdev;
+        core.vconfig = config.as_mut_ptr();
+        core.num_regions = 3;
+        let vdev = &raw mut core.vdev;
+
+        // SAFETY: What the function looks at is there.
+        let info = unsafe { Base::info(vdev) };
+        let expected = DeviceInfo {
+            kind: Kind::Pci,
+            num_regions: NUM_REGIONS + 3,
+            num_irqs: 5,
+        };
+        assert_eq!(info, expected);
+
+        let eventfd = irq::Flags::from(irq::Flag::EventFd);
+        let fixed = eventfd | irq::Flag::NoResize;
+        let intx = eventfd | irq::Flag::Maskable | irq::Flag::AutoMasked;
+        // SAFETY: What the function looks at is there.
+        let infos = || [0, 1, 2, 3, 4].map(|index| unsafe { Base::irq_info(vdev, index) });
+        let expect = |counts: [u32; 5], flags: [irq::Flags; 5]| {
+            let mut at = 0;
+            [(); 5].map(|()| {
+                at += 1;
+                Ok(irq::Info {
+                    count: counts[at - 1],
+                    flags: flags[at - 1],
+                })
+            })
+        };
+        let flags = [intx, fixed, fixed, fixed, fixed];
+        assert_eq!(infos(), expect([0, 0, 0, 1, 1], flags));
+
+        // SAFETY: `pdev` and the configuration space are those from above.
+        unsafe {
+            (*core.pdev).msi_cap = MSI;
+            (*core.pdev).msix_cap = MSIX;
+            *core.vconfig.add(bindings::PCI_INTERRUPT_PIN as usize) = 4;
+        }
+        assert_eq!(infos(), expect([1, 8, 2048, 1, 1], flags));
+
+        core.set_has_dyn_msix(true);
+        let flags = [intx, fixed, eventfd, fixed, fixed];
+        assert_eq!(infos(), expect([1, 8, 2048, 1, 1], flags));
+        for index in [5, 6, u32::MAX] {
+            // SAFETY: What the function looks at is there.
+            assert_eq!(unsafe { Base::irq_info(vdev, index) }, Err(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn channel_states() {
+        use bindings::{
+            pci_channel_io_frozen,
+            pci_channel_io_normal,
+            pci_channel_io_perm_failure, //
+        };
+        let known = [
+            (pci_channel_io_normal, ChannelState::Normal),
+            (pci_channel_io_frozen, ChannelState::Frozen),
+            (pci_channel_io_perm_failure, ChannelState::PermanentFailure),
+            (0, ChannelState::PermanentFailure),
+        ];
+        for (raw, state) in known {
+            assert_eq!(ChannelState::from_raw(raw), state);
+        }
     }
 
     /// A device that has been released is not on the list of its set, whoever still has it.

@@ -63,6 +63,7 @@ mod cases {
                 from_pages(pages(u32::MAX as usize - 1)),
                 at(u32::MAX - 1, 0)
             );
+            assert_eq!(from_pages(pages(1 << 32)), at(u32::MAX, 0));
             assert_eq!(from_pages(usize::MAX), at(u32::MAX, (1 << 40) - page));
         }
     }
@@ -127,6 +128,131 @@ mod cases {
 
         assert_eq!(file.ioctl(ADD_ONE, 41), Ok(42));
         assert_eq!(file.ioctl(0xabcd, 41), Err(ENOTTY));
+        Ok(())
+    }
+
+    /// Capabilities of the driver, which userspace has room for or not.
+    #[test]
+    fn info_capabilities() -> Result {
+        let fixture = Fixture::new()?;
+        let user = &fixture.memory;
+        let file = fixture.open()?;
+        let flags = bindings::VFIO_DEVICE_FLAGS_PCI | bindings::VFIO_DEVICE_FLAGS_RESET;
+        let caps = flags | bindings::VFIO_DEVICE_FLAGS_CAPS;
+        let info = |argsz: u32| {
+            user.put_at(0, &[0xffu8; 64]);
+            user.put_at(0, &argsz);
+            file.ioctl(GET_INFO, user.0)
+        };
+
+        // There are none.
+        assert_eq!(info(64), Ok(0));
+        assert_eq!(user.get_at::<[u32; 6]>(0), [64, flags, 2, 3, 0, 0]);
+        assert_eq!(user.get_at::<[u8; 40]>(24), [0xff; 40]);
+
+        fixture
+            .log
+            .set(|b| b.capabilities = &[(5, 1, &[1, 2, 3, 4]), (0x1234, 7, &[5, 6, 7, 8, 9])]);
+        assert_eq!(info(56), Ok(0));
+        assert_eq!(user.get_at::<[u32; 6]>(0), [56, caps, 2, 3, 24, 0]);
+        assert_eq!(user.get_at::<[u16; 2]>(24), [5, 1]);
+        assert_eq!(user.get_at::<u32>(28), 40);
+        // Padded.
+        assert_eq!(user.get_at::<[u8; 8]>(32), [1, 2, 3, 4, 0, 0, 0, 0]);
+        assert_eq!(user.get_at::<[u16; 2]>(40), [0x1234, 7]);
+        assert_eq!(user.get_at::<u32>(44), 0);
+        assert_eq!(user.get_at::<[u8; 8]>(48), [5, 6, 7, 8, 9, 0, 0, 0]);
+        assert_eq!(user.get_at::<[u8; 8]>(56), [0xff; 8]);
+
+        // Too little room for them, for where they are, and for the rest.
+        assert_eq!(info(55), Ok(0));
+        assert_eq!(user.get_at::<[u32; 6]>(0), [56, caps, 2, 3, 0, 0]);
+        assert_eq!(user.get_at::<[u8; 40]>(24), [0xff; 40]);
+        assert_eq!(info(18), Ok(0));
+        assert_eq!(user.get_at::<[u32; 4]>(0), [56, caps, 2, 3]);
+        assert_eq!(user.get_at::<[u8; 4]>(16), [0, 0, 0xff, 0xff]);
+        assert_eq!(info(15), Err(EINVAL));
+        Ok(())
+    }
+
+    /// Capabilities of the driver, in addition to those of a core that has some itself.
+    #[test]
+    fn info_of_core() -> Result {
+        const CAPS: u32 = bindings::VFIO_DEVICE_FLAGS_CAPS;
+        let memory = UserMemory::new();
+        let user = UserPtr::from_addr(memory.0);
+        // What vfio-pci-core does: two capabilities of 16 and of 8 bytes, or none.
+        let core = |has: bool| {
+            let argsz: u32 = memory.get_at(0);
+            let fields = match has {
+                true if argsz < 48 => [48, CAPS, 9, 5, 0, 0],
+                true => {
+                    memory.put_at(24, &[5u16, 1]);
+                    memory.put_at(28, &[40u32, 0x55, 0]);
+                    memory.put_at(40, &[1u16, 2]);
+                    memory.put_at(44, &0u32);
+                    [argsz, CAPS, 9, 5, 24, 0]
+                }
+                false => [argsz, 0, 9, 5, 0, 0],
+            };
+            for (at, field) in fields.into_iter().enumerate() {
+                if 4 * (at + 1) <= argsz as usize {
+                    memory.put_at(4 * at, &field);
+                }
+            }
+            Ok(())
+        };
+        let info = |argsz: u32, has: bool, own: &[u8]| {
+            memory.put_at(0, &[0xffu8; 80]);
+            memory.put_at(0, &argsz);
+            info::answer(
+                user,
+                Some(|| core(has)),
+                |capabilities| match own {
+                    [] => Ok(()),
+                    _ => {
+                        capabilities.add(0x100, 1, own)?;
+                        capabilities.add(0x101, 1, own)
+                    }
+                },
+                |[argsz, flags, _, num_irqs]| [argsz, flags | 2, 7, num_irqs],
+            )
+        };
+        let fields = || memory.get_at::<[u32; 6]>(0);
+        let header = |at: usize| (memory.get_at::<[u16; 2]>(at), memory.get_at::<u32>(at + 4));
+
+        // Only the fields are changed.
+        assert_eq!(info(64, true, &[]), Ok(()));
+        assert_eq!(fields(), [64, CAPS | 2, 7, 5, 24, 0]);
+        assert_eq!(header(24), ([5, 1], 40));
+        assert_eq!(header(40), ([1, 2], 0));
+        assert_eq!(info(47, true, &[]), Ok(()));
+        assert_eq!(fields(), [48, CAPS | 2, 7, 5, 0, 0]);
+
+        // All capabilities, of which those of the core stay where they are.
+        assert_eq!(info(80, true, &[1; 8]), Ok(()));
+        assert_eq!(fields(), [80, CAPS | 2, 7, 5, 48, 0]);
+        assert_eq!(header(48), ([0x100, 1], 64));
+        assert_eq!(header(64), ([0x101, 1], 24));
+        assert_eq!(header(24), ([5, 1], 40));
+        assert_eq!(memory.get_at::<[u32; 2]>(32), [0x55, 0]);
+        assert_eq!(header(40), ([1, 2], 0));
+        // Room for the core's only, or for none.
+        for argsz in [79, 48, 47, 24, 16] {
+            assert_eq!(info(argsz, true, &[1; 8]), Ok(()));
+            let [needed, flags, .., offset, _] = fields();
+            assert_eq!((needed, flags), (80, CAPS | 2));
+            assert_eq!(offset, if argsz < 20 { u32::MAX } else { 0 });
+            assert_eq!(header(64), ([0xffff; 2], u32::MAX));
+        }
+
+        // The core has none.
+        assert_eq!(info(56, false, &[1; 8]), Ok(()));
+        assert_eq!(fields(), [56, CAPS | 2, 7, 5, 24, 0]);
+        assert_eq!(header(24), ([0x100, 1], 40));
+        assert_eq!(header(40), ([0x101, 1], 0));
+
+        assert_eq!(info(15, true, &[]), Err(EINVAL));
         Ok(())
     }
 

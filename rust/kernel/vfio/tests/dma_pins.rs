@@ -109,6 +109,14 @@ mod cases {
         mapped.unmap(IOVA + PAGE, 1)?;
         assert_eq!(mapped.fixture.log.take()[..], []);
         assert_eq!(mapped.ioctl(USE_PINNED, 0), Ok(0));
+        // That holds too if the driver is told of them, as it is by the type1 IOMMU driver.
+        let device = mapped.fixture.registration.as_ref().unwrap().device();
+        for iova in [IOVA - PAGE, IOVA + PAGE] {
+            // SAFETY: The device is open.
+            unsafe { VTable::<Full>::OPS.dma_unmap.unwrap()(device.as_raw(), iova, PAGE) };
+            assert_eq!(mapped.fixture.log.take()[..], [Event::DmaUnmap(iova, PAGE)]);
+            assert_eq!(mapped.ioctl(USE_PINNED, 0), Ok(0));
+        }
 
         mapped.unmap(IOVA, 1)?;
         assert_eq!(mapped.fixture.log.take()[..], [Event::DmaUnmap(IOVA, PAGE)]);
@@ -130,6 +138,20 @@ mod cases {
         assert!(mapped.fixture.log.take()[..].contains(&Event::DmaRead(0x5678)));
         assert_eq!(mapped.ioctl(USE_PINNED, 0), Err(ENOENT));
         mapped.unmap(IOVA, 1)?;
+        Ok(())
+    }
+
+    /// What is pinned to be read is not written to.
+    #[test]
+    fn pinned_to_be_read() -> Result {
+        let mapped = Mapped::new()?;
+        let user = &mapped.fixture.memory;
+        mapped.map(IOVA, 1)?;
+        user.put_at(PAGE_SIZE, b"0123456789abcdef");
+
+        assert_eq!(mapped.ioctl(PIN_TO_READ, IOVA), Ok(0));
+        assert_eq!(mapped.ioctl(USE_PINNED, 0), Err(EACCES));
+        assert_eq!(user.get_at::<[u8; 16]>(PAGE_SIZE + 16), [0; 16]);
         Ok(())
     }
 

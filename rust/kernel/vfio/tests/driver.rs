@@ -16,6 +16,7 @@ pub(super) enum Event {
     Reset,
     Mmap(region::Position, usize),
     SetIrqs(u32, u32, u32, irq::Action),
+    Irq(u32, u32, irq::Action),
     Feature(u64),
     Placed(usize),
     DmaRead(u64),
@@ -46,9 +47,13 @@ pub(super) struct Log {
 #[derive(Copy, Clone)]
 pub(super) struct Behaviour {
     pub(super) open: Result,
+    /// Whether `open` pins something.
+    pub(super) pin: bool,
     pub(super) access: Result,
     pub(super) token: Result,
     pub(super) place: Result<Answer>,
+    /// The number, version and content of those in `VFIO_DEVICE_GET_INFO`.
+    pub(super) capabilities: &'static [(u16, u16, &'static [u8])],
     /// The file that `request` closes.
     pub(super) close: *mut bindings::file,
     /// The file for which `get_unmapped_area` asks mm itself, too.
@@ -72,9 +77,11 @@ impl Log {
                 events <- new_mutex!(KVec::new()),
                 behaviour <- new_mutex!(Behaviour {
                     open: Ok(()),
+                    pin: false,
                     access: Ok(()),
                     token: Ok(()),
                     place: Ok(Answer::Anywhere),
+                    capabilities: &[],
                     close: null_mut(),
                     ask: null_mut(),
                 }),
@@ -148,6 +155,19 @@ pub(super) const PIN_AND_FORGET: u32 = 0xabc5;
 pub(super) const USE_PINNED: u32 = 0xabc6;
 /// Drops the registration of the device.
 pub(super) const UNREGISTER: u32 = 0xabc7;
+/// As [`PIN`], but to read only.
+pub(super) const PIN_TO_READ: u32 = 0xabc8;
+
+/// How often what `open` has pinned was unpinned.
+pub(super) static UNPINNED: Atomic<u32> = Atomic::new(0);
+
+/// # Safety
+///
+/// None: it is called for no pages.
+unsafe fn unpin(_vdev: *mut bindings::vfio_device, _iova: u64, count: usize) {
+    assert_eq!(count, 0);
+    UNPINNED.fetch_add(1, Relaxed);
+}
 
 /// Large enough for leaves above the lowest level.
 pub(super) const REGION_SIZE: usize = SZ_8M;
@@ -172,10 +192,20 @@ impl Operations for Full {
     type OpenData<'open> = Open<'open>;
 
     fn open<'open, 'bound: 'open>(
-        _device: &'open Device<Self, Opening>,
+        device: &'open Device<Self, Opening>,
         data: Pin<&'open Data>,
     ) -> impl PinInit<Open<'open>, Error> {
         let data = data.get_ref();
+        if data.log.behaviour().pin {
+            // There is nothing to pin for a device that has just been bound to IOMMUFD. With the
+            // container of a group there is.
+            // SAFETY: The device is registered.
+            let pins = unsafe { &device.state().base };
+            pins.begin(0, 1).unwrap();
+            // SAFETY: `unpin` is for no pages.
+            let pin = unsafe { Pinned::new(0, KVec::new(), device.as_raw(), unpin) };
+            pins.finish(Some(pin)).unwrap();
+        }
         let ret = data.log.behaviour().open;
         data.log.push(match ret {
             Ok(()) => Event::Open,
@@ -197,6 +227,17 @@ impl Operations for Full {
             num_regions: 2,
             num_irqs: 3,
         }
+    }
+
+    fn info_capabilities(
+        _device: &Device<Self, Opened>,
+        this: Pin<&Open<'_>>,
+        capabilities: &mut info::Capabilities,
+    ) -> Result {
+        for (id, version, body) in this.data.log.behaviour().capabilities {
+            capabilities.add(*id, *version, body)?;
+        }
+        Ok(())
     }
 
     fn region_info(
@@ -323,8 +364,9 @@ impl Operations for Full {
     fn set_irqs(
         _device: &Device<Self, Opened>,
         this: Pin<&Open<'_>>,
-        request: irq::SetIrqs,
+        request: irq::SetIrqs<'_>,
     ) -> Result {
+        let request = request.decode()?;
         let count = match request.data {
             irq::Data::None => request.count,
             irq::Data::Bool(bools) => {
@@ -349,6 +391,18 @@ impl Operations for Full {
             request.action,
         ));
         Ok(())
+    }
+
+    const MASKED_BY_EVENTFD: &'static [u32] = &[1];
+
+    fn irq_event(
+        _device: &Device<Self, InRegion>,
+        this: Pin<&Open<'_>>,
+        index: u32,
+        number: u32,
+        action: irq::Action,
+    ) {
+        this.data.log.push(Event::Irq(index, number, action));
     }
 
     fn reset(_device: &Device<Self, Resetting>, this: Pin<&Open<'_>>) -> Result {
@@ -392,6 +446,10 @@ impl Operations for Full {
                 let pages = device.pin_pages(iova, 1, dma::Access::ReadWrite)?;
                 assert_eq!(pages.len(), PAGE_SIZE);
                 *this.pinned.lock() = Some(pages);
+                Ok(0)
+            }
+            PIN_TO_READ => {
+                *this.pinned.lock() = Some(device.pin_pages(iova, 1, dma::Access::Read)?);
                 Ok(0)
             }
             PIN_AND_FORGET => {
@@ -487,6 +545,43 @@ impl Operations for Bare {
             num_regions: 0,
             num_irqs: 0,
         }
+    }
+}
+
+/// A driver whose devices can be read and mapped, and nothing else.
+pub(super) struct Readable;
+
+#[vtable]
+impl Operations for Readable {
+    type Base = emulated::Base;
+    type RegistrationData<'bound> = ();
+    type OpenData<'open> = ();
+
+    fn open<'open, 'bound: 'open>(
+        _device: &'open Device<Self, Opening>,
+        _data: Pin<&'open ()>,
+    ) -> impl PinInit<(), Error> {
+        Ok(())
+    }
+
+    fn info(_device: &Device<Self, Opened>, _this: Pin<&()>) -> DeviceInfo {
+        DeviceInfo {
+            kind: Kind::Other,
+            num_regions: 1,
+            num_irqs: 0,
+        }
+    }
+
+    fn read(_device: &Device<Self, Opened>, _this: Pin<&()>, _access: &mut region::Read) -> Result {
+        Err(EIO)
+    }
+
+    fn mmap<'request>(
+        _device: &Device<Self, Mmap>,
+        _this: Pin<&()>,
+        _mapping: region::Mapping<'request>,
+    ) -> Result<region::Mapped<'request>> {
+        Err(EIO)
     }
 }
 

@@ -143,4 +143,88 @@ mod cases {
         assert_eq!(first.take(), Ok(0));
         Ok(())
     }
+
+    /// Eventfds by which userspace masks and unmasks.
+    #[cfg(any(CONFIG_X86_64, not(CONFIG_ARCH_HAS_SYSCALL_WRAPPER)))]
+    #[test]
+    fn masked_by_eventfd() -> Result {
+        const EVENTFD: u32 = bindings::VFIO_IRQ_SET_DATA_EVENTFD;
+        const MASK: u32 = EVENTFD | bindings::VFIO_IRQ_SET_ACTION_MASK;
+        const UNMASK: u32 = EVENTFD | bindings::VFIO_IRQ_SET_ACTION_UNMASK;
+
+        let fixture = Fixture::new()?;
+        let user = &fixture.memory;
+        let file = fixture.open()?;
+        let set = |flags: u32, index: u32, start: u32, fds: &[i32]| {
+            let count = fds.len() as u32;
+            user.put_at(0, &[20 + 4 * count, flags, index, start, count]);
+            for (at, fd) in fds.iter().enumerate() {
+                user.put_at(20 + 4 * at, fd);
+            }
+            file.ioctl(SET_IRQS, user.0)
+        };
+        let signal = |eventfd: &EventFd| -> Result {
+            crate::eventfd::Context::from_fd(eventfd.fd)?.signal();
+            Ok(())
+        };
+        let [mask, unmask, other] = [EventFd::new(0)?, EventFd::new(0)?, EventFd::new(0)?];
+        let masked = |number| Event::Irq(1, number, irq::Action::Mask);
+        let unmasked = |number| Event::Irq(1, number, irq::Action::Unmask);
+
+        // The driver hears of the signals, and of nothing else.
+        assert_eq!(set(MASK, 1, 6, &[-1, mask.fd]), Ok(0));
+        assert_eq!(set(UNMASK, 1, 6, &[unmask.fd, -1]), Ok(0));
+        assert_eq!(fixture.log.take()[..], []);
+        signal(&mask)?;
+        // To take one away waits for the calls.
+        assert_eq!(set(MASK, 1, 7, &[-1]), Ok(0));
+        assert_eq!(fixture.log.take()[..], [masked(7)]);
+        // The signal was for the kernel.
+        assert_eq!(mask.take(), Ok(0));
+        signal(&mask)?;
+        assert_eq!(mask.take(), Ok(1));
+
+        // It is set up again, and one that has been signalled already is not missed.
+        signal(&mask)?;
+        assert_eq!(set(MASK, 1, 7, &[mask.fd]), Ok(0));
+        // There is one for each interrupt and action.
+        assert_eq!(set(MASK, 1, 7, &[other.fd]), Err(EBUSY));
+        assert_eq!(set(MASK, 1, 7, &[-1]), Ok(0));
+        assert_eq!(fixture.log.take()[..], [masked(7)]);
+
+        // One that cannot be set up, after others: then those are not either.
+        assert_eq!(set(MASK, 1, 0, &[mask.fd, -1, i32::MAX]), Err(EBADF));
+        assert_eq!(set(MASK, 1, 0, &[mask.fd, unmask.fd, -2]), Err(EBADF));
+        let iommu = Descriptor::new(OpenFile::new(c"iommu")?)?;
+        assert_eq!(set(MASK, 1, 0, &[mask.fd, iommu.0]), Err(EINVAL));
+        mask.take()?;
+        signal(&mask)?;
+        assert_eq!(set(MASK, 1, 0, &[-1]), Ok(0));
+        assert_eq!(fixture.log.take()[..], []);
+        assert_eq!(mask.take(), Ok(1));
+
+        // What the driver does not mask by eventfd, nobody does.
+        assert_eq!(set(MASK, 0, 0, &[mask.fd]), Err(ENOTTY));
+        assert_eq!(set(MASK, 1, 0, &[-1; 9]), Err(EINVAL));
+        assert_eq!(fixture.log.take()[..], []);
+
+        // Closing the device takes all of them away, and waits for the calls.
+        signal(&unmask)?;
+        drop(file);
+        assert_eq!(fixture.log.take()[..], [unmasked(6), Event::CloseOpenData]);
+        signal(&unmask)?;
+        assert_eq!(unmask.take(), Ok(1));
+
+        // When the eventfd is closed first, there is nothing left.
+        let file = fixture.open()?;
+        user.put_at(0, &[24u32, MASK, 1, 0, 1, mask.fd as u32]);
+        assert_eq!(file.ioctl(SET_IRQS, user.0), Ok(0));
+        drop(mask);
+        // SAFETY: The tests run in kernel threads, and hold no locks.
+        unsafe { bindings::flush_delayed_fput() };
+        user.put_at(20, &other.fd);
+        assert_eq!(file.ioctl(SET_IRQS, user.0), Ok(0));
+        assert_eq!(file.ioctl(SET_IRQS, user.0), Err(EBUSY));
+        Ok(())
+    }
 }

@@ -27,8 +27,16 @@ mod cases {
         assert!(bare.dma_unmap.is_none() && full.dma_unmap.is_some());
         assert!(bare.device_feature.is_none() && full.device_feature.is_some());
 
+        // Each is there for its own method.
+        let readable = VTable::<Readable>::OPS;
+        assert!(readable.read.is_some() && readable.write.is_none());
+        assert!(readable.mmap.is_some() && readable.get_unmapped_area.is_none());
+        assert!(readable.get_region_info_caps.is_none() && readable.device_feature.is_none());
+        assert!(readable.request.is_none() && readable.dma_unmap.is_none());
+        assert!(readable.match_.is_none() && readable.match_token_uuid.is_none());
+
         // What all have.
-        for table in [&bare, &full] {
+        for table in [&bare, &full, &readable] {
             assert!(!table.name.is_null());
             assert!(table.open_device.is_some());
             assert!(table.close_device.is_some());
@@ -83,9 +91,14 @@ mod cases {
         let log = fixture.log.clone();
         let file = OpenFile::of(fixture.registration.as_ref().unwrap().device())?;
 
-        log.set(|b| b.open = Err(EXDEV));
+        let unpinned = UNPINNED.load(Relaxed);
+        log.set(|b| (b.open, b.pin) = (Err(EXDEV), true));
         assert_eq!(file.bind(&fixture.memory, None).err(), Some(EXDEV));
         assert_eq!(log.take()[..], [Event::Token(None), Event::OpenFailed]);
+
+        // What the driver has pinned is not pinned any more.
+        assert_eq!(UNPINNED.load(Relaxed), unpinned + 1);
+        log.set(|b| b.pin = false);
 
         // There is no open data, and nothing that would look for it.
         assert_eq!(file.ioctl(RESET, 0), Err(EINVAL));
@@ -201,7 +214,11 @@ mod cases {
         let entry = fixture.registration.as_ref().unwrap().entry().clone();
 
         core::mem::forget(fixture.registration);
+        // Another one does not.
+        entry.other_module_goes();
+        entry.module_is_freed();
         assert_eq!(fixture.log.take()[..], []);
+
         entry.module_goes();
         entry.module_is_freed();
         assert_eq!(fixture.log.take()[..], [Event::DropRegistrationData]);

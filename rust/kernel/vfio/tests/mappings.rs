@@ -68,6 +68,28 @@ mod cases {
     }
 
     #[test]
+    fn memory() -> Result {
+        assert_eq!(Memory::new(0).err(), Some(EINVAL));
+        assert_eq!(Memory::new(usize::MAX).err(), Some(EOVERFLOW));
+        assert_eq!(Memory::new(1)?.size(), PAGE_SIZE as u64);
+
+        // All of it is cleared.
+        let fixture = Fixture::new()?;
+        let file = fixture.open()?;
+        let mapped = file.mmap(0, REGION_SIZE, bindings::MAP_SHARED, in_region_1(0))?;
+        let words = || (mapped.addr..mapped.addr + REGION_SIZE).step_by(PAGE_SIZE / 2 + 8);
+        let last = mapped.addr + REGION_SIZE - 8;
+        for addr in words() {
+            put(addr, &u64::MAX);
+        }
+        put(last, &u64::MAX);
+        assert_eq!(file.ioctl(RESET, 0), Ok(0));
+        assert!(words().all(|addr| get::<u64>(addr) == 0));
+        assert_eq!(get::<u64>(last), 0);
+        Ok(())
+    }
+
+    #[test]
     fn placement_request() -> Result {
         let fixture = Fixture::new()?;
         let file = fixture.open()?;

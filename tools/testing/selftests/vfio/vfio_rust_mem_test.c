@@ -491,7 +491,7 @@ TEST_F(vfio_rust_mem_test, irq_info)
 	struct vfio_irq_info info = { .argsz = sizeof(info) };
 
 	ASSERT_EQ(dev_ioctl(self->fd, VFIO_DEVICE_GET_IRQ_INFO, &info), 0);
-	EXPECT_EQ(info.flags, VFIO_IRQ_INFO_EVENTFD);
+	EXPECT_EQ(info.flags, VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE);
 	EXPECT_EQ(info.count, 1);
 
 	info.argsz = sizeof(info) - 1;
@@ -539,10 +539,68 @@ TEST_F(vfio_rust_mem_test, irq)
 	EXPECT_EQ(rings(second), 0);
 }
 
+static int mask_by(int fd, u32 action, int eventfd)
+{
+	return set_irqs(fd, VFIO_IRQ_SET_DATA_EVENTFD | action, 0, 1, &eventfd,
+			sizeof(eventfd));
+}
+
+TEST_F(vfio_rust_mem_test, irq_mask)
+{
+	const u32 mask = VFIO_IRQ_SET_ACTION_MASK;
+	const u32 unmask = VFIO_IRQ_SET_ACTION_UNMASK;
+	int doorbell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	int masks = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	int unmasks = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+
+	ASSERT_GE(doorbell, 0);
+	ASSERT_GE(masks, 0);
+	ASSERT_GE(unmasks, 0);
+	ASSERT_EQ(set_doorbell(self->fd, doorbell), 0);
+
+	/* What rings while it is masked does so later, once. */
+	ASSERT_EQ(set_irqs(self->fd, VFIO_IRQ_SET_DATA_NONE | mask, 0, 1, NULL, 0), 0);
+	EXPECT_EQ(ring(self->fd), 0);
+	EXPECT_EQ(ring(self->fd), 0);
+	EXPECT_EQ(rings(doorbell), 0);
+	ASSERT_EQ(set_irqs(self->fd, VFIO_IRQ_SET_DATA_NONE | unmask, 0, 1, NULL, 0), 0);
+	EXPECT_EQ(rings(doorbell), 1);
+	EXPECT_EQ(ring(self->fd), 0);
+	EXPECT_EQ(rings(doorbell), 1);
+
+	/* By eventfds. To take one away waits until it has done its work. */
+	ASSERT_EQ(mask_by(self->fd, mask, masks), 0);
+	ASSERT_EQ(mask_by(self->fd, unmask, unmasks), 0);
+	EXPECT_EQ(mask_by(self->fd, mask, unmasks), -EBUSY);
+	ASSERT_EQ(eventfd_write(masks, 1), 0);
+	ASSERT_EQ(mask_by(self->fd, mask, -1), 0);
+	EXPECT_EQ(ring(self->fd), 0);
+	EXPECT_EQ(rings(doorbell), 0);
+	ASSERT_EQ(eventfd_write(unmasks, 1), 0);
+	ASSERT_EQ(mask_by(self->fd, unmask, -1), 0);
+	EXPECT_EQ(rings(doorbell), 1);
+
+	/* Neither does anything any more. */
+	ASSERT_EQ(eventfd_write(masks, 1), 0);
+	EXPECT_EQ(ring(self->fd), 0);
+	EXPECT_EQ(rings(doorbell), 1);
+	EXPECT_EQ(rings(masks), 1);
+
+	/* What is not an eventfd */
+	EXPECT_EQ(mask_by(self->fd, mask, 1 << 20), -EBADF);
+	EXPECT_EQ(mask_by(self->fd, mask, self->fd), -EINVAL);
+
+	/* One that is closed while it is set up */
+	ASSERT_EQ(mask_by(self->fd, mask, masks), 0);
+	close(doorbell);
+	close(masks);
+	close(unmasks);
+}
+
 TEST_F(vfio_rust_mem_test, irq_errors)
 {
 	const u32 trigger = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
-	const u32 mask = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK;
+	const u32 nothing = VFIO_IRQ_SET_DATA_NONE;
 	const u32 eventfds = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
 	int doorbell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 
@@ -553,11 +611,11 @@ TEST_F(vfio_rust_mem_test, irq_errors)
 	EXPECT_EQ(set_doorbell(self->fd, 1 << 20), -EBADF);
 	EXPECT_EQ(set_doorbell(self->fd, self->fd), -EINVAL);
 
-	/* More than there are, another index, what it cannot do, too few data */
+	/* More than there are, another index, no action, too few data */
 	EXPECT_EQ(set_irqs(self->fd, trigger, 0, 2, NULL, 0), -EINVAL);
 	EXPECT_EQ(set_irqs(self->fd, trigger, 0, -1, NULL, 0), -EINVAL);
 	EXPECT_EQ(set_irqs(self->fd, trigger, 1, 1, NULL, 0), -EINVAL);
-	EXPECT_EQ(set_irqs(self->fd, mask, 0, 1, NULL, 0), -EINVAL);
+	EXPECT_EQ(set_irqs(self->fd, nothing, 0, 1, NULL, 0), -EINVAL);
 	EXPECT_EQ(set_irqs(self->fd, eventfds, 0, 1, NULL, 0), -EINVAL);
 	EXPECT_EQ(set_irqs(self->fd, eventfds, 0, 1, &doorbell, 3), -EINVAL);
 

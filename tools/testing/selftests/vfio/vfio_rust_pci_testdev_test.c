@@ -3,7 +3,8 @@
  * The sample driver rust_vfio_pci_testdev on the device that it is for, QEMU's
  * pci-testdev: what the driver changes of a PCI device, which is some bytes of
  * the configuration space, and what it adds, which is a region with memory, the
- * notebook. All else is to be as with vfio-pci.
+ * notebook, and an interrupt for when that is cleared. All else is to be as with
+ * vfio-pci.
  *
  * The device is taken from the driver that it has, and given back in the end.
  */
@@ -15,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -39,6 +41,9 @@
 #define SIZE SZ_2M
 #define VENDOR 0x1b36
 #define SUBTYPE 1
+
+/* The interrupt of the notebook */
+#define CLEARED VFIO_PCI_NUM_IRQS
 
 /* What the device's subsystem seems to be */
 static const u8 subsystem[] = { 0x36, 0x1b, 0x52, 0x53 };
@@ -450,6 +455,7 @@ TEST_F(vfio_rust_pci_testdev_test, reset)
 	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_GET_INFO, &info), 0);
 	EXPECT_EQ(info.flags, VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET);
 	EXPECT_EQ(info.num_regions, VFIO_PCI_NUM_REGIONS + 1);
+	EXPECT_EQ(info.num_irqs, VFIO_PCI_NUM_IRQS + 1);
 
 	ASSERT_NE(vaddr, MAP_FAILED);
 	memset(vaddr, 0xaa, SIZE);
@@ -469,6 +475,114 @@ TEST_F(vfio_rust_pci_testdev_test, reset)
 	id = vfio_pci_config_readl(self->device, PCI_SUBSYSTEM_VENDOR_ID);
 	EXPECT_EQ(memcmp(&id, subsystem, sizeof(subsystem)), 0);
 	ASSERT_EQ(munmap(vaddr, SIZE), 0);
+}
+
+static int irq_info(int fd, u32 index, struct vfio_irq_info *info)
+{
+	info->argsz = sizeof(*info);
+	info->index = index;
+
+	return ioctl(fd, VFIO_DEVICE_GET_IRQ_INFO, info) ? -errno : 0;
+}
+
+static int set_irq(int fd, u32 index, u32 flags, u32 count, int eventfd)
+{
+	struct {
+		struct vfio_irq_set set;
+		int eventfd;
+	} arg = {
+		.set = {
+			.argsz = sizeof(arg),
+			.flags = flags,
+			.index = index,
+			.count = count,
+		},
+		.eventfd = eventfd,
+	};
+
+	return ioctl(fd, VFIO_DEVICE_SET_IRQS, &arg) ? -errno : 0;
+}
+
+/* How often the eventfd has been signalled */
+static u64 signals(int eventfd)
+{
+	u64 count = 0;
+
+	VFIO_ASSERT_TRUE(read(eventfd, &count, sizeof(count)) > 0 || errno == EAGAIN);
+	return count;
+}
+
+/* vfio-pci-core's are those of the device, and the driver's own follows. */
+TEST_F(vfio_rust_pci_testdev_test, irq_info)
+{
+	u8 pin = vfio_pci_config_readb(self->device, PCI_INTERRUPT_PIN);
+	u16 status = vfio_pci_config_readw(self->device, PCI_STATUS);
+	struct vfio_irq_info info;
+	u32 i;
+
+	/* It has neither MSI nor MSI-X. */
+	ASSERT_FALSE(status & PCI_STATUS_CAP_LIST);
+	ASSERT_EQ(irq_info(self->fd, VFIO_PCI_INTX_IRQ_INDEX, &info), 0);
+	EXPECT_EQ(info.count, !!pin);
+	EXPECT_EQ(info.flags, VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE |
+			      VFIO_IRQ_INFO_AUTOMASKED);
+	for (i = VFIO_PCI_MSI_IRQ_INDEX; i < VFIO_PCI_NUM_IRQS; i++) {
+		ASSERT_EQ(irq_info(self->fd, i, &info), 0);
+		EXPECT_EQ(info.count, i > VFIO_PCI_MSIX_IRQ_INDEX);
+		EXPECT_EQ(info.flags, VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE);
+	}
+
+	ASSERT_EQ(irq_info(self->fd, CLEARED, &info), 0);
+	EXPECT_EQ(info.count, 1);
+	EXPECT_EQ(info.flags, VFIO_IRQ_INFO_EVENTFD);
+	EXPECT_EQ(irq_info(self->fd, CLEARED + 1, &info), -EINVAL);
+	EXPECT_EQ(irq_info(self->fd, -1, &info), -EINVAL);
+}
+
+/* Each request reaches who has the interrupt, and fails as it does with vfio-pci. */
+TEST_F(vfio_rust_pci_testdev_test, irqs)
+{
+	const u32 set = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
+	const u32 ring = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
+	const u32 mask = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK;
+	int request = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	int cleared = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+
+	ASSERT_GE(request, 0);
+	ASSERT_GE(cleared, 0);
+
+	/* The driver's own */
+	ASSERT_EQ(set_irq(self->fd, CLEARED, set, 1, cleared), 0);
+	EXPECT_EQ(signals(cleared), 0);
+	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_RESET, NULL), 0);
+	EXPECT_EQ(signals(cleared), 1);
+
+	/* vfio-pci-core's */
+	ASSERT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, set, 1, request), 0);
+	ASSERT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, ring, 1, 0), 0);
+	EXPECT_EQ(signals(request), 1);
+	EXPECT_EQ(signals(cleared), 0);
+	EXPECT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, mask, 1, 0), -ENOTTY);
+	EXPECT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_SET_DATA_NONE, 1, 0),
+		  -ENOTTY);
+	EXPECT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, set, 1, 1 << 20), -EBADF);
+	EXPECT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, set, 1, self->fd), -EINVAL);
+	EXPECT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, ring, 2, 0), -EINVAL);
+
+	/* What the driver's own cannot do, and what there is not */
+	EXPECT_EQ(set_irq(self->fd, CLEARED, mask, 1, 0), -EINVAL);
+	EXPECT_EQ(set_irq(self->fd, CLEARED, set, 1, 1 << 20), -EBADF);
+	EXPECT_EQ(set_irq(self->fd, CLEARED, ring, 2, 0), -EINVAL);
+	EXPECT_EQ(set_irq(self->fd, CLEARED + 1, ring, 1, 0), -EINVAL);
+
+	/* Neither is signalled any more. */
+	ASSERT_EQ(set_irq(self->fd, CLEARED, ring, 0, 0), 0);
+	ASSERT_EQ(set_irq(self->fd, VFIO_PCI_REQ_IRQ_INDEX, set, 1, -1), 0);
+	ASSERT_EQ(ioctl(self->fd, VFIO_DEVICE_RESET, NULL), 0);
+	EXPECT_EQ(signals(cleared), 0);
+	EXPECT_EQ(signals(request), 0);
+	close(cleared);
+	close(request);
 }
 
 /* The next user does not find what the last one has left. */
