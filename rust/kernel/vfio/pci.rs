@@ -26,6 +26,7 @@
 //! | [`Operations::matches`]             | [`Device::core_matches`]                               |
 //! | [`Operations::match_token`]         | [`Device::core_match_token`]                           |
 //! | [`Driver::sriov_configure`]         | [`Device::core_sriov_configure`]                       |
+//! | [`Driver::export_dma_buf`]          | [`dma_buf::Export::core_export`]                       |
 //!
 //! Each takes a value, or is for a context, that no other method has, so that none of them leads
 //! back to the method that it is called by. What can be done to reset a device
@@ -70,6 +71,7 @@ use crate::bindings;
 mod bar;
 mod base;
 mod delegate;
+pub mod dma_buf;
 mod driver;
 mod region;
 #[cfg(all(CONFIG_RUST_VFIO_KUNIT_TEST, CONFIG_VFIO_PCI_CORE = "y"))]
