@@ -8,7 +8,8 @@
 //! - an interrupt of its own, which says that the notebook has been cleared;
 //! - places for the mappings of the notebook, of which those that differ by a multiple of its size
 //!   are at addresses that do so, too;
-//! - a reset that clears the notebook, and stops the test that the device is running.
+//! - a reset that clears the notebook, and stops the test that the device is running;
+//! - what other devices can have of its BARs as dma-bufs: half of the memory, and no registers.
 //!
 //! QEMU makes the device with `-device pci-testdev`.
 
@@ -27,6 +28,7 @@ use kernel::{
     vfio::{
         self,
         irq,
+        pci::dma_buf,
         placement,
         region, //
     },
@@ -52,6 +54,9 @@ const CLEARED: u32 = vfio::pci::NUM_IRQS;
 const REGISTERS: u32 = 0;
 const REGISTERS_SIZE: usize = 0x10;
 const TEST: usize = 0x0;
+
+/// The BAR of the memory.
+const MEMORY: u32 = 2;
 
 struct TestdevDriver;
 
@@ -234,6 +239,22 @@ impl vfio::pci::Driver for TestdevDriver {
         _id_info: Option<&'bound ()>,
     ) -> impl PinInit<(), Error> + 'bound {
         Ok(())
+    }
+
+    fn export_dma_buf<'request>(
+        device: &vfio::Device<Self, vfio::InRegion>,
+        _this: Pin<&Session<'_>>,
+        export: dma_buf::Export<'request>,
+    ) -> Result<dma_buf::Exported<'request>> {
+        match export.region() {
+            // No other device is to start a test.
+            REGISTERS => Err(EACCES),
+            MEMORY => {
+                let len = device.parent().resource_len(MEMORY)?;
+                export.part_of_bar(MEMORY, 0..len / 2)
+            }
+            _ => export.core_export(),
+        }
     }
 }
 

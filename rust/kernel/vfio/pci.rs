@@ -30,6 +30,7 @@
 //! | [`Operations::matches`]             | [`Device::core_matches`]                               |
 //! | [`Operations::match_token`]         | [`Device::core_match_token`]                           |
 //! | [`Driver::sriov_configure`]         | [`Device::core_sriov_configure`]                       |
+//! | [`Driver::export_dma_buf`]          | [`dma_buf::Export::core_export`]                       |
 //! | [`Driver::error_detected`]          | called after the method                                |
 //!
 //! Each takes a value, or is for a context, that no other method has, so that none of them leads
@@ -75,6 +76,7 @@ use crate::bindings;
 mod bar;
 mod base;
 mod delegate;
+pub mod dma_buf;
 mod driver;
 mod region;
 #[cfg(all(CONFIG_RUST_VFIO_KUNIT_TEST, CONFIG_VFIO_PCI_CORE = "y"))]

@@ -73,6 +73,13 @@ pub const LEGS: &[Leg] = &[
             "--kconfig_add=CONFIG_PCI=y",
             "--kconfig_add=CONFIG_VFIO_PCI=y",
             "--kconfig_add=CONFIG_RUST_VFIO_PCI_ABSTRACTIONS=y",
+            // BARs as dma-bufs, and what they stand on
+            "--kconfig_add=CONFIG_SYNC_FILE=y",
+            "--kconfig_add=CONFIG_MEMORY_HOTPLUG=y",
+            "--kconfig_add=CONFIG_MEMORY_HOTREMOVE=y",
+            "--kconfig_add=CONFIG_ZONE_DEVICE=y",
+            "--kconfig_add=CONFIG_PCI_P2PDMA=y",
+            "--kconfig_add=CONFIG_VFIO_PCI_DMABUF=y",
         ]),
         lines: 1500,
     },

@@ -26,6 +26,8 @@ pub const PLACEMENT_TEST: &str = "vfio_pci_mmap_placement_test";
 const SPLIT_TEST: &str = "vfio_pci_leaf_split_test";
 /// What needs a device that reports errors.
 const AER_TEST: &str = "vfio_pci_aer_test";
+/// What exports BARs, to which igb does DMA.
+const DMABUF_TEST: &str = "vfio_pci_dmabuf_test";
 /// What loads a driver of its own, and so needs no device.
 const RUST_TEST: &str = "vfio_rust_mem_test";
 /// What binds pci-testdev to drivers itself.
@@ -85,6 +87,7 @@ static OTHERS: &[Variant] = &[
             (RUST_TEST, &[NO_DEVICE]),
             (PLACEMENT_TEST, &["testdev"]),
             (BIND_TEST, &["igb"]),
+            (DMABUF_TEST, &["igb"]),
             (SPLIT_TEST, &["testdev"]),
         ],
         ..EVERYTHING
@@ -149,6 +152,7 @@ fn devices(program: &str) -> Vec<&'static str> {
         PLACEMENT_TEST => all().filter(|device| *device != "rng").collect(),
         SPLIT_TEST => vec!["testdev", "ivshmem"],
         AER_TEST => vec!["rng"],
+        DMABUF_TEST => vec!["igb", "ivshmem"],
         TESTDEV_TEST | COST_TEST => vec!["testdev"],
         _ => all().filter(|device| *device == "igb").collect(),
     }

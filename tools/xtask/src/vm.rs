@@ -40,7 +40,7 @@ pub const DEVICES: &[Device] = &[
         id: "0x1b36:0x0005",
         args: &["-device", "pci-testdev,membar=2G"],
     },
-    // A BAR of 4 GiB that is memory.
+    // A BAR of 4 GiB that is memory. Behind a bridge, which is what can reset it.
     Device {
         name: "ivshmem",
         id: "0x1af4:0x1110",
@@ -48,7 +48,9 @@ pub const DEVICES: &[Device] = &[
             "-object",
             "memory-backend-memfd,id=shared,size=4G,share=on",
             "-device",
-            "ivshmem-plain,memdev=shared",
+            "pci-bridge,id=bridge,chassis_nr=3,shpc=off",
+            "-device",
+            "ivshmem-plain,memdev=shared,bus=bridge,addr=1",
         ],
     },
     // Reports errors, which igb does not: QEMU leaves the bits read-only that would let it. Without

@@ -7,9 +7,11 @@ use super::{
         device::UnregisteredDevice,
         Context,
         Device,
+        InRegion,
         Operations, //
     },
     base::core_of,
+    dma_buf,
     Base,
     Configuring, //
 };
@@ -181,6 +183,18 @@ pub trait Driver: Operations<Base = Base> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Says where ranges of a region are, which userspace exports as a dma-buf.
+    ///
+    /// If not implemented, a region is the BAR of the same number. vfio-pci-core exports no other
+    /// regions. An error is what userspace gets. The caller holds no lock.
+    fn export_dma_buf<'request>(
+        _device: &Device<Self, InRegion>,
+        _this: Pin<&Self::OpenData<'_>>,
+        _export: dma_buf::Export<'request>,
+    ) -> Result<dma_buf::Exported<'request>> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// Called when hardware has detected an error of the device.
     ///
     /// After this vfio-pci-core signals the eventfd of `VFIO_PCI_ERR_IRQ_INDEX`: to recover is for
@@ -296,7 +310,11 @@ impl<T: Driver> Adapter<T> {
 
     const PCI_OPS: bindings::vfio_pci_device_ops = bindings::vfio_pci_device_ops {
         #[cfg(CONFIG_VFIO_PCI_DMABUF)]
-        get_dmabuf_phys: Some(bindings::vfio_pci_core_get_dmabuf_phys),
+        get_dmabuf_phys: if T::HAS_EXPORT_DMA_BUF {
+            Some(Self::get_dmabuf_phys_callback)
+        } else {
+            Some(bindings::vfio_pci_core_get_dmabuf_phys)
+        },
         #[cfg(not(CONFIG_VFIO_PCI_DMABUF))]
         get_dmabuf_phys: None,
     };
@@ -427,6 +445,43 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: `pci_dev_restore()` calls this for a device that is bound, with its lock held.
         unsafe {
             Self::with_registered(pdev, |device: &Device<T>, data| T::reset_done(device, data))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// To be called by vfio-pci-core only, for an open `Device<T>`, with valid pointers.
+    #[cfg(CONFIG_VFIO_PCI_DMABUF)]
+    unsafe extern "C" fn get_dmabuf_phys_callback(
+        core: *mut bindings::vfio_pci_core_device,
+        provider: *mut *mut bindings::p2pdma_provider,
+        region_index: c_uint,
+        phys_vec: *mut bindings::phys_vec,
+        dma_ranges: *mut bindings::vfio_region_dma_range,
+        nr_ranges: usize,
+    ) -> c_int {
+        // SAFETY: `vfio_pci_core_feature_dma_buf()` passes on a `Device<T>` that the file of the
+        // system call keeps open, and no reference is used after this returns.
+        let device = unsafe { Device::<T, InRegion>::from_raw(core.cast()) };
+        // SAFETY: The arguments are those of vfio-pci-core. The method called here is for any
+        // lifetime, and so for one that ends before this returns.
+        let export = unsafe {
+            dma_buf::Export::new(
+                core,
+                provider,
+                region_index,
+                phys_vec,
+                dma_ranges,
+                nr_ranges,
+            )
+        };
+
+        // SAFETY: The file has `access_granted`, which is set after `open_device` succeeded, and
+        // `close_device` waits for it.
+        unsafe {
+            device.with_open_data(|device, this| {
+                from_result(|| T::export_dma_buf(device, this, export).map(|_exported| 0))
+            })
         }
     }
 

@@ -2,6 +2,11 @@
 
 //! KUnit tests of what is decided without a device.
 
+#[cfg(CONFIG_VFIO_PCI_DMABUF)]
+use super::dma_buf::{
+    Export,
+    Exported, //
+};
 use super::{
     super::{
         base::private::Base as _,
@@ -25,6 +30,8 @@ use super::{
     Settings,
     NUM_REGIONS, //
 };
+#[cfg(CONFIG_VFIO_PCI_DMABUF)]
+use crate::page::PAGE_SIZE;
 use crate::{
     alloc::flags::__GFP_ZERO,
     bindings,
@@ -38,6 +45,45 @@ fn core_device() -> Result<KBox<bindings::vfio_pci_core_device>> {
     // SAFETY: All members of the structure are of C, and zero is a value of each. bindgen does not
     // know it of those whose alignment depends on the configuration.
     Ok(unsafe { core.assume_init() })
+}
+
+/// What the PCI core keeps of a device, of one that is none.
+#[cfg(CONFIG_VFIO_PCI_DMABUF)]
+fn pci_device() -> Result<KBox<bindings::pci_dev>> {
+    let pdev = KBox::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+    // SAFETY: All members of the structure are of C, and zero is a value of each.
+    Ok(unsafe { pdev.assume_init() })
+}
+
+/// Asks where two ranges of region 2 are, and returns what `answer` says: by which provider they
+/// are reached, their addresses and lengths.
+///
+/// Of `core` everything must be set that vfio-pci-core looks at for that.
+#[cfg(CONFIG_VFIO_PCI_DMABUF)]
+fn exported(
+    core: &mut bindings::vfio_pci_core_device,
+    ranges: [(u64, u64); 2],
+    answer: impl for<'a> FnOnce(Export<'a>) -> Result<Exported<'a>>,
+) -> Result<(*mut bindings::p2pdma_provider, [(u64, u64); 2])> {
+    let mut ranges =
+        ranges.map(|(offset, length)| bindings::vfio_region_dma_range { offset, length });
+    let mut phys_vec = [bindings::phys_vec::default(); 2];
+    let mut provider = core::ptr::null_mut();
+
+    // SAFETY: All of this outlives the export, and nobody else uses it.
+    let export = unsafe {
+        Export::new(
+            core,
+            &mut provider,
+            2,
+            phys_vec.as_mut_ptr(),
+            ranges.as_mut_ptr(),
+            ranges.len(),
+        )
+    };
+    assert_eq!(export.region(), 2);
+    let _exported = answer(export)?;
+    Ok((provider, phys_vec.map(|vec| (vec.paddr, vec.len as u64))))
 }
 
 #[kunit_tests(rust_vfio_pci)]
@@ -361,6 +407,90 @@ mod cases {
         // The VFIO core takes it off the list again.
         assert_eq!(one.vdev.dev_set_list.next, &raw mut one.vdev.dev_set_list);
         assert_eq!(one.vdev.dev_set_list.prev, &raw mut one.vdev.dev_set_list);
+        Ok(())
+    }
+
+    /// What BARs the answer to an export can name, and where in physical memory they are.
+    #[cfg(CONFIG_VFIO_PCI_DMABUF)]
+    #[test]
+    fn dma_bufs() -> Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        const LEN: u64 = 16 * PAGE;
+        const START: u64 = 1 << 32;
+
+        // Of a device that nobody uses the function that is called needs the address only.
+        let mut p2pdma = KBox::new([0u64; 64], GFP_KERNEL)?;
+        let mut pdev = pci_device()?;
+        let mut core = core_device()?;
+
+        // BARs 2 and 3 are memory that is claimed, 4 is not claimed, 0 is ports.
+        pdev.p2pdma = p2pdma.as_mut_ptr().cast();
+        core.barmap = [EBUSY.to_ptr(); 6];
+        for bar in [0, 2, 3, 4] {
+            let start = START * bar as u64;
+            pdev.resource[bar].start = start;
+            pdev.resource[bar].end = start + LEN - 1;
+            pdev.resource[bar].flags = bindings::IORESOURCE_MEM as usize;
+            if bar != 4 {
+                core.barmap[bar] = core::ptr::dangling_mut::<u8>().cast();
+            }
+        }
+        pdev.resource[0].flags = bindings::IORESOURCE_IO as usize;
+        core.pdev = &mut *pdev;
+
+        // The BAR of the region, to its end and no further
+        let ranges = [(0, PAGE), (PAGE, LEN - PAGE)];
+        let (two, places) = exported(&mut core, ranges, |it| it.core_export())?;
+        assert!(!two.is_null());
+        assert_eq!(
+            places,
+            ranges.map(|(offset, len)| (2 * START + offset, len))
+        );
+        let found = exported(&mut core, ranges, |it| it.part_of_bar(2, 0..LEN));
+        assert_eq!(found, Ok((two, places)));
+        let beyond = [(0, PAGE), (PAGE, LEN)];
+        let found = exported(&mut core, beyond, |it| it.core_export());
+        assert_eq!(found, Err(EINVAL));
+
+        // A part of another
+        let ranges = [(3 * PAGE, PAGE), (0, 4 * PAGE)];
+        let part = 2 * PAGE..6 * PAGE;
+        let (three, places) = exported(&mut core, ranges, |it| it.part_of_bar(3, part))?;
+        assert!(!three.is_null() && three != two);
+        let start = 3 * START + 2 * PAGE;
+        assert_eq!(places, ranges.map(|(offset, len)| (start + offset, len)));
+        for part in [2 * PAGE..5 * PAGE, 2 * PAGE..2 * PAGE, LEN..LEN] {
+            let found = exported(&mut core, ranges, |it| it.part_of_bar(3, part));
+            assert_eq!(found, Err(EINVAL));
+        }
+
+        // Parts that there are not, and those that are not of whole pages
+        let ranges = [(0, PAGE); 2];
+        for (start, end) in [
+            (0, LEN + PAGE),
+            (LEN, LEN + PAGE),
+            (2 * PAGE, PAGE),
+            (0, PAGE + 1),
+            (1, 2 * PAGE),
+            (PAGE / 2, 2 * PAGE + PAGE / 2),
+            (u64::MAX - PAGE + 1, PAGE),
+            (0, u64::MAX - PAGE + 1),
+        ] {
+            let found = exported(&mut core, ranges, |it| it.part_of_bar(3, start..end));
+            assert_eq!(found, Err(EINVAL));
+        }
+
+        // No BAR of memory, none that is claimed, and numbers that are none of BARs
+        for (bar, err) in [
+            (0, EINVAL),
+            (4, EBUSY),
+            (5, EINVAL),
+            (6, EINVAL),
+            (u32::MAX, EINVAL),
+        ] {
+            let found = exported(&mut core, ranges, |it| it.part_of_bar(bar, 0..PAGE));
+            assert_eq!(found, Err(err));
+        }
         Ok(())
     }
 }

@@ -69,7 +69,8 @@ static pid_t module_unload_start(void)
 
 	VFIO_ASSERT_GE(pid, 0);
 	if (!pid) {
-		execlp("modprobe", "modprobe", "-r", MODULE, NULL);
+		/* VFIO, which may be a module, too, is not to go with it. */
+		execlp("rmmod", "rmmod", MODULE, NULL);
 		_exit(127);
 	}
 

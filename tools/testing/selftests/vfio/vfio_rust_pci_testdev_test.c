@@ -445,6 +445,55 @@ TEST_F(vfio_rust_pci_testdev_test, bar_placement)
 	ASSERT_EQ(munmap(vaddr, len), 0);
 }
 
+/* Exports a range of a BAR, and returns the dma-buf or a negative errno. */
+static int export(int fd, u32 index, u64 offset, u64 length)
+{
+	u64 buf[(sizeof(struct vfio_device_feature) +
+		 sizeof(struct vfio_device_feature_dma_buf) +
+		 sizeof(struct vfio_region_dma_range)) / sizeof(u64)] = {};
+	struct vfio_device_feature *feature = (void *)buf;
+	struct vfio_device_feature_dma_buf *dma_buf = (void *)feature->data;
+	int ret;
+
+	feature->argsz = sizeof(buf);
+	feature->flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF;
+	dma_buf->region_index = index;
+	dma_buf->open_flags = O_RDWR | O_CLOEXEC;
+	dma_buf->nr_ranges = 1;
+	dma_buf->dma_ranges[0].offset = offset;
+	dma_buf->dma_ranges[0].length = length;
+	ret = ioctl(fd, VFIO_DEVICE_FEATURE, feature);
+
+	return ret < 0 ? -errno : ret;
+}
+
+/* By the driver: the first half of the memory, and no registers */
+TEST_F(vfio_rust_pci_testdev_test, dma_buf)
+{
+	u64 half = self->device->bars[2].info.size / 2;
+	int ret;
+
+	ret = export(self->fd, 0, 0, page_size);
+	if (ret == -ENOTTY)
+		SKIP(return, "The kernel exports no dma-bufs");
+	EXPECT_EQ(ret, -EACCES);
+	if (half < 2 * page_size)
+		SKIP(return, "There is no memory: QEMU makes some with membar=2G");
+
+	ret = export(self->fd, 2, 0, half);
+	ASSERT_GE(ret, 0);
+	EXPECT_EQ(lseek(ret, 0, SEEK_END), half);
+	close(ret);
+	ret = export(self->fd, 2, half - page_size, page_size);
+	ASSERT_GE(ret, 0);
+	close(ret);
+
+	EXPECT_EQ(export(self->fd, 2, half, page_size), -EINVAL);
+	EXPECT_EQ(export(self->fd, 2, half - page_size, 2 * page_size), -EINVAL);
+	EXPECT_EQ(export(self->fd, 2, 0, 2 * half), -EINVAL);
+	EXPECT_EQ(export(self->fd, 2, -page_size, page_size), -EOVERFLOW);
+}
+
 TEST_F(vfio_rust_pci_testdev_test, reset)
 {
 	u8 *vaddr = fd_mmap(self->fd, SIZE, MAP_SHARED, self->notebook);
