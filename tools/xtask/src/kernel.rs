@@ -1,14 +1,19 @@
 //! Kernel builds: one object tree per configuration, kept between runs.
 
+pub mod extracts;
+pub mod size;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::git::Repo;
-use crate::toolchain::Toolchain;
-use crate::{Assembled, Ctx, run};
+use crate::host::Ctx;
+use crate::host::git::Repo;
+use crate::host::run;
+use crate::host::toolchain::Toolchain;
+use crate::series::Assembled;
 
 /// A configuration: files in tools/xtask/configs on top of `base`.
 pub struct Config {
@@ -208,7 +213,7 @@ impl<'a> Kernel<'a> {
     pub fn bootable(&self, config: &Config) -> Result<PathBuf> {
         self.configure(config)?;
         self.build(config, config.targets)?;
-        let root = crate::cache::fresh(&self.installed(config))?;
+        let root = crate::host::cache::fresh(&self.installed(config))?;
         let mut install = self.make(config);
         install
             .args(["modules_install", "INSTALL_MOD_STRIP=1"])
@@ -239,7 +244,7 @@ impl<'a> Kernel<'a> {
         run::logged(self.ctx, "headers", "headers", 0, headers)?;
         let dir = self.objects.join("selftests");
         // Their makefiles know nothing of headers that changed, and they take seconds.
-        crate::cache::fresh(&dir)?;
+        crate::host::cache::fresh(&dir)?;
         let mut cmd = std::process::Command::new("make");
         cmd.arg("-C")
             .arg(self.tree.dir.join("tools/testing/selftests"))

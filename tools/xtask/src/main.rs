@@ -1,32 +1,10 @@
 //! `cargo xtask`: turns this repository into a kernel patch series, builds it and tests it.
 
-mod apt;
-mod assemble;
-mod b4;
-mod base;
-mod bench;
-mod cache;
-mod checkout;
-mod compile_fail;
-mod export;
-mod git;
+mod host;
 mod kernel;
-mod ktap;
-mod kunit;
-mod maintainers;
-mod modlines;
-mod mutate;
-mod parity;
-mod plan;
-mod report;
-mod run;
+mod machine;
 mod series;
-mod test;
-mod text;
-mod thp;
-mod toolchain;
-mod ui;
-mod vm;
+mod verdict;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,15 +12,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use miette::{Result, miette};
 
-use crate::assemble::Made;
-use crate::base::Base;
-use crate::cache::Cache;
-use crate::git::{Identity, Repo};
+use crate::host::Ctx;
+use crate::host::cache::{self, Cache};
+use crate::host::toolchain::{Purpose, Toolchain};
+use crate::host::ui::Ui;
 use crate::kernel::Kernel;
-use crate::series::{Delivery, Series};
-use crate::toolchain::{Purpose, Toolchain};
-use crate::ui::Ui;
-use crate::vm::Vm;
+use crate::machine::Vm;
+use crate::series::{assembled, checkout, export};
+use crate::verdict::{bench, mutate};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about, version)]
@@ -116,14 +93,6 @@ enum Cmd {
     },
 }
 
-/// What every part of the program needs.
-pub struct Ctx {
-    pub root: PathBuf,
-    pub cache: Cache,
-    pub ui: Ui,
-    pub install: bool,
-}
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli) {
@@ -184,14 +153,14 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Cmd::Test {
             base, each: true, ..
-        } => test::each(&ctx, base.base.as_deref()),
+        } => verdict::each(&ctx, base.base.as_deref()),
         Cmd::Test {
             base,
             only,
             mutate: true,
             ..
         } => mutate::mutate(&ctx, base.base.as_deref(), only.as_deref()),
-        Cmd::Test { base, only, .. } => test::test(&ctx, base.base.as_deref(), only.as_deref()),
+        Cmd::Test { base, only, .. } => verdict::test(&ctx, base.base.as_deref(), only.as_deref()),
         Cmd::Bench { base } => bench::bench(&ctx, base.base.as_deref()),
         Cmd::Boot { base } => {
             let all = assembled(&ctx, base.base.as_deref())?;
@@ -214,56 +183,6 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
     }
-}
-
-/// The series as commits on a base, and a worktree of them.
-pub struct Assembled {
-    pub base: Base,
-    pub series: Series,
-    pub identity: Identity,
-    pub made: Vec<Made>,
-    pub tree: Repo,
-}
-
-impl Assembled {
-    pub fn made_of(&self, delivery: &Delivery) -> &[Made] {
-        &self.made[delivery.commits.clone()]
-    }
-
-    /// The last commit of a delivery, on top of all the earlier ones.
-    pub fn tip_of(&self, delivery: &Delivery) -> &str {
-        &self.made[delivery.commits.end - 1].id
-    }
-
-    pub fn tip(&self) -> &str {
-        &self
-            .made
-            .last()
-            .expect("a series has at least one commit")
-            .id
-    }
-}
-
-pub fn assembled(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
-    // Read first: a mistake in series/ should not wait for a download.
-    let series = Series::read(&ctx.root)?;
-    let identity = Identity::of(&ctx.root);
-    toolchain::packages(ctx, &[Purpose::Series])?;
-    let base = Base::open(ctx, base)?;
-    ctx.ui
-        .step(format!("assembling {} commits", series.commits.len()));
-    let made = assemble::assemble(&base, &series, &identity)?;
-    let tip = made.last().map_or(&base.commit, |last| &last.id);
-    let bar = ctx.ui.bar("worktree", 0);
-    let tree = base.repo.worktree("series", &base.dir.join("work"), tip)?;
-    drop(bar);
-    Ok(Assembled {
-        base,
-        series,
-        identity,
-        made,
-        tree,
-    })
 }
 
 fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::ui::Ui;
+use crate::host::ui::Ui;
 
 /// Moves the cache elsewhere.
 pub const VARIABLE: &str = "VFIO_SERIES_CACHE";

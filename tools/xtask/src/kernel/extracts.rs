@@ -2,8 +2,8 @@
 //! all arguments, or without the hardware.
 //!
 //! The claim of the first patch of the placement, that THP places mappings as before, is checked by
-//! running the code from before and after it side by side, see thp/equivalence.c. What vfio-pci and
-//! nvgrace-gpu state of a mapping is checked for devices of any kind, see thp/regions.c.
+//! running the code from before and after it side by side, see extracts/equivalence.c. What vfio-pci and
+//! nvgrace-gpu state of a mapping is checked for devices of any kind, see extracts/regions.c.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,13 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, miette};
 
-use crate::{Assembled, Ctx, cache, run};
+use crate::host::Ctx;
+use crate::host::cache;
+use crate::host::run;
+use crate::series::Assembled;
 
-const EQUIVALENCE: &str = include_str!("../thp/equivalence.c");
-const REGIONS: &str = include_str!("../thp/regions.c");
+const EQUIVALENCE: &str = include_str!("../../extracts/equivalence.c");
+const REGIONS: &str = include_str!("../../extracts/regions.c");
 /// Tried in about two seconds.
 const MAPPINGS: &str = "10000000";
 

@@ -2,7 +2,7 @@
 
 use miette::{Result, miette};
 
-use crate::git::Identity;
+use crate::host::git::Identity;
 
 /// `maintainers` with every entry of `overlay` inserted; an entry that names nobody is maintained
 /// by whoever generates the series.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::Ctx;
+use crate::host::Ctx;
 
 /// How much of a failed program's output an error shows.
 const TAIL: usize = 15;

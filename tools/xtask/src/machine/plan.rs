@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::kernel::{Config, DEBUG, VM};
-use crate::vm;
+use crate::machine;
 
 /// The drivers that the devices are bound to, the one that others are measured by first.
 pub const DRIVERS: &[&str] = &["vfio-pci", "rust_vfio_pci"];
@@ -83,7 +83,7 @@ static OTHERS: &[Variant] = &[
         options: "vfio_pci.enable_sriov=0",
         slow: 4,
         programs: &[
-            (vm::KUNIT, &[NO_DEVICE]),
+            (machine::KUNIT, &[NO_DEVICE]),
             (RUST_TEST, &[NO_DEVICE]),
             (PLACEMENT_TEST, &["testdev"]),
             (BIND_TEST, &["igb"]),
@@ -146,7 +146,7 @@ pub struct Machine {
 
 /// The devices that a selftest runs on, or the one that stands for none.
 fn devices(program: &str) -> Vec<&'static str> {
-    let all = || vm::DEVICES.iter().map(|device| device.name);
+    let all = || machine::DEVICES.iter().map(|device| device.name);
     match program {
         RUST_TEST => vec![NO_DEVICE],
         PLACEMENT_TEST => all().filter(|device| *device != "rng").collect(),
@@ -188,12 +188,13 @@ pub fn items(programs: &[String]) -> Vec<Item> {
                 add(&PLAIN, driver, device, program);
             }
         }
-        add(&PLAIN, driver, NO_DEVICE, vm::KMEMLEAK);
+        add(&PLAIN, driver, NO_DEVICE, machine::KMEMLEAK);
     }
-    add(&PLAIN, DRIVERS[0], NO_DEVICE, vm::KUNIT);
+    add(&PLAIN, DRIVERS[0], NO_DEVICE, machine::KUNIT);
     for variant in OTHERS {
         for (program, devices) in variant.programs {
-            let there = |name: &str| name == vm::KUNIT || programs.iter().any(|one| one == name);
+            let there =
+                |name: &str| name == machine::KUNIT || programs.iter().any(|one| one == name);
             for device in devices.iter().filter(|_| there(program)) {
                 add(variant, DRIVERS[0], device, program);
             }
@@ -215,7 +216,9 @@ pub fn deal(items: Vec<Item>) -> Vec<Machine> {
                 item.driver == driver
                     && match group {
                         "driver" => item.program == DRIVER_TEST,
-                        "removal" => [BIND_TEST, vm::KMEMLEAK].contains(&item.program.as_str()),
+                        "removal" => {
+                            [BIND_TEST, machine::KMEMLEAK].contains(&item.program.as_str())
+                        }
                         "split" => item.program == SPLIT_TEST,
                         _ => true,
                     }

@@ -10,10 +10,11 @@ use std::path::Path;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use crate::host::cache;
+use crate::host::run;
 use crate::kernel::{Kernel, VM};
-use crate::report::{Outcome, Report};
-use crate::series::Series;
-use crate::{cache, run};
+use crate::series::overlay::Series;
+use crate::verdict::report::{Outcome, Report};
 
 const STAGE: &str = "compile-fail";
 /// The one error of the borrow checker that has no number.

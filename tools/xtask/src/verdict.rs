@@ -1,22 +1,36 @@
 //! `cargo xtask test`: everything that can be said about the series on this machine, counted.
 
+pub mod bench;
+pub mod compile_fail;
+pub mod ktap;
+pub mod kunit;
+pub mod mutate;
+pub mod parity;
+pub mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use miette::{IntoDiagnostic, Result, miette};
 
+use crate::host::Ctx;
+use crate::host::cache;
+use crate::host::toolchain::{Purpose, Toolchain};
+use crate::kernel::extracts;
+use crate::kernel::size;
 use crate::kernel::{COMPILE, Config, DEBUG, Kernel, VM};
-use crate::kunit::Leg;
-use crate::parity::Parity;
-use crate::plan::{self, Item, Machine};
-use crate::report::{Outcome, Report};
-use crate::series::Series;
-use crate::toolchain::{Purpose, Toolchain};
-use crate::vm::{self, Vm};
-use crate::{
-    Assembled, Ctx, assemble, assembled, b4, cache, compile_fail, export, ktap, kunit, text, thp,
-};
+use crate::machine::plan::{self, Item, Machine};
+use crate::machine::{self, Vm};
+use crate::series::Assembled;
+use crate::series::assembled;
+use crate::series::assembly;
+use crate::series::b4;
+use crate::series::export;
+use crate::series::overlay::Series;
+use crate::verdict::kunit::Leg;
+use crate::verdict::parity::Parity;
+use crate::verdict::report::{Outcome, Report};
 
 /// The stages in their order.
 const STAGES: [&str; 10] = [
@@ -50,7 +64,7 @@ impl Selection<'_> {
     /// A name that selects nothing is found out before anything is built for it.
     fn must_match(&self, all: &Assembled) -> Result<()> {
         let sources = all.tree.dir.join("tools/testing/selftests/vfio");
-        let items = plan::items(&vm::programs(&sources, "_test.c")?);
+        let items = plan::items(&machine::programs(&sources, "_test.c")?);
         let known = STAGES.iter().any(|stage| self.stage(stage))
             || COMPILE
                 .iter()
@@ -138,12 +152,12 @@ fn kernel_stages(
         (
             "thp",
             "THP places mappings as before",
-            thp::equivalence as fn(&Ctx, &Assembled) -> Result<thp::Said>,
+            extracts::equivalence as fn(&Ctx, &Assembled) -> Result<extracts::Said>,
         ),
         (
             "regions",
             "drivers state what is in their regions",
-            thp::regions,
+            extracts::regions,
         ),
     ] {
         if !select.stage(stage) {
@@ -232,7 +246,7 @@ fn built(
         .step("building the kernels of the virtual machine, and the selftests");
     let (image, tests) = (kernel.vm(), kernel.selftests());
     let debug = match &tests {
-        Ok(tests) => selected(select, &vm::programs(tests, "_test")?)
+        Ok(tests) => selected(select, &machine::programs(tests, "_test")?)
             .iter()
             .any(|item| item.variant.config.name == DEBUG.name),
         Err(_) => false,
@@ -250,7 +264,7 @@ fn built(
     let image = report.check("build", "kernel of the virtual machine", image);
     if image.is_some()
         && let Some(found) =
-            report.check("build", "text size in Rust and in C", text::compare(kernel))
+            report.check("build", "text size in Rust and in C", size::compare(kernel))
     {
         report.note(found);
     }
@@ -299,7 +313,7 @@ fn unit(ctx: &Ctx, report: &mut Report) -> Result<()> {
 
 /// Makes the commits a second time and compares the trees.
 fn again(all: &Assembled) -> Result<()> {
-    let second = assemble::assemble(&all.base, &all.series, &all.identity)?;
+    let second = assembly::assemble(&all.base, &all.series, &all.identity)?;
     for (one, other) in all.made.iter().zip(&second) {
         if all.base.repo.tree(&one.id)? != all.base.repo.tree(&other.id)? {
             return Err(miette!("series/{} gave two different trees", one.name));
@@ -352,7 +366,7 @@ pub fn one(vm: &Vm<'_>, label: &str, report: &mut Report) -> Result<()> {
 }
 
 fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<()> {
-    let programs = vm::programs(&vm.tests, "_test")?;
+    let programs = machine::programs(&vm.tests, "_test")?;
     let machines = plan::deal(selected(select, &programs));
     for machine in &machines {
         vm.ctx.ui.step(format!(
@@ -364,7 +378,7 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
     }
     // Two at a time, each of which keeps a processor busy at most.
     let next = AtomicUsize::new(0);
-    let mut ended: Vec<(usize, Result<vm::Finished>)> = std::thread::scope(|scope| {
+    let mut ended: Vec<(usize, Result<machine::Finished>)> = std::thread::scope(|scope| {
         let run = || -> Vec<_> {
             std::iter::from_fn(|| {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -384,7 +398,7 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
         let name = format!("machine `{}`", machine.name);
         if let Some(finished) = report.check("vm", &name, finished) {
             read(machine, &finished, &mut parity, report);
-            let clean = vm::clean(&finished.console);
+            let clean = machine::clean(&finished.console);
             report.add("vm", &name, "no warning in the kernel's log", clean);
         }
     }
@@ -393,7 +407,7 @@ fn machines(vm: &Vm<'_>, select: &Selection<'_>, report: &mut Report) -> Result<
 }
 
 /// Reports what the programs of a machine printed.
-fn read(machine: &Machine, finished: &vm::Finished, parity: &mut Parity, report: &mut Report) {
+fn read(machine: &Machine, finished: &machine::Finished, parity: &mut Parity, report: &mut Report) {
     let runs = ktap::runs(&finished.results);
     for item in &machine.items {
         let label = item.label();

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::assemble::{self, Kind};
-use crate::base::{self, Base};
-use crate::git::{self, Identity, Repo};
-use crate::series::{self, Commit, Cover, Delivery, Headers};
-use crate::{Assembled, Ctx, modlines, run};
+use crate::host::Ctx;
+use crate::host::git::{self, Identity, Repo};
+use crate::host::run;
+use crate::series::Assembled;
+use crate::series::assembly::{self, Kind};
+use crate::series::base::{self, Base};
+use crate::series::modlines;
+use crate::series::overlay::{self, Commit, Cover, Delivery, Headers};
 
 /// What `checkout` laid out, a reference for each delivery, to tell the user's edits from it.
 const LAID: &str = "refs/xtask/laid/";
@@ -449,10 +452,10 @@ impl Reader<'_> {
             let name = format!("{}/{file}", delivery.name);
             self.edited.texts.insert(name, text);
         };
-        add(series::HEADERS, headers.text());
+        add(overlay::HEADERS, headers.text());
         if delivery.cover.is_some() {
-            let cover: Cover = series::parse_cover(cover)?;
-            add(series::COVER, format!("{}\n", cover.text()));
+            let cover: Cover = overlay::parse_cover(cover)?;
+            add(overlay::COVER, format!("{}\n", cover.text()));
         }
         Ok(())
     }
@@ -464,8 +467,8 @@ impl Reader<'_> {
 
     /// Makes the overlay file for one changed path; None when an earlier commit's file covers it.
     fn bring(&mut self, parent: &str, id: &str, path: &str) -> Result<Option<String>> {
-        if assemble::kind(path) == Kind::Maintainers {
-            let entries = assemble::read(&self.all.series.root, path)
+        if assembly::kind(path) == Kind::Maintainers {
+            let entries = assembly::read(&self.all.series.root, path)
                 .wrap_err("entries of MAINTAINERS are edited in this repository's MAINTAINERS")?;
             self.edited.files.insert(path.to_owned(), entries);
             return Ok(Some(path.to_owned()));
@@ -479,9 +482,9 @@ impl Reader<'_> {
         }
         let nth = self.patches.entry(path.to_owned()).or_default();
         *nth += 1;
-        let overlay = assemble::patch_path(path, *nth);
+        let overlay = assembly::patch_path(path, *nth);
         let content = match self.unchanged(&overlay, parent, id, path) {
-            true => assemble::read(&self.all.series.root, &overlay)?.0,
+            true => assembly::read(&self.all.series.root, &overlay)?.0,
             false => self.diff(parent, id, path)?,
         };
         self.edited.files.insert(overlay.clone(), (content, false));
@@ -565,7 +568,7 @@ fn verify(all: &Assembled, edited: &Edited, tree: &Repo) -> Result<()> {
             .cloned()
             .ok_or_else(|| miette!("{path} is in no commit of the checkout"))
     };
-    let made = assemble::commits(&all.base, &edited.commits, &read, &all.identity)?;
+    let made = assembly::commits(&all.base, &edited.commits, &read, &all.identity)?;
     for (made, id) in made.iter().zip(&edited.ids) {
         if all.base.repo.tree(&made.id)? != tree.tree(id)? {
             let differs = tree.changed(&made.id, id)?;
@@ -602,7 +605,7 @@ fn write_back(ctx: &Ctx, edited: &Edited, all: &Assembled) -> Result<Vec<String>
     }
     // Only what differs is written.
     target.retain(|path, file| match file {
-        Some(file) => assemble::read(&ctx.root, path).ok().as_ref() != Some(file),
+        Some(file) => assembly::read(&ctx.root, path).ok().as_ref() != Some(file),
         None => true,
     });
     let own = Repo::users(&ctx.root);

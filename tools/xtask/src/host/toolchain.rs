@@ -8,9 +8,11 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::apt::Apt;
-use crate::git::Repo;
-use crate::{Ctx, base, run};
+use crate::host::Ctx;
+use crate::host::apt::Apt;
+use crate::host::git::Repo;
+use crate::host::run;
+use crate::series::base;
 
 /// The LLVM of Debian's that is new enough and known to work.
 const LLVM: u32 = 19;

@@ -7,11 +7,14 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::assemble::{self, Made};
-use crate::base::Base;
-use crate::git::{Identity, Repo};
-use crate::series::{Delivery, HEADERS};
-use crate::{Assembled, Ctx, cache, run};
+use crate::host::Ctx;
+use crate::host::cache;
+use crate::host::git::{Identity, Repo};
+use crate::host::run;
+use crate::series::Assembled;
+use crate::series::assembly::{self, Made};
+use crate::series::base::Base;
+use crate::series::overlay::{Delivery, HEADERS};
 
 /// The names of the exported files, for the next export to remove.
 const EXPORTED: &str = ".exported";
@@ -91,7 +94,7 @@ fn chain(all: &Assembled, delivery: &Delivery) -> Result<(String, String)> {
     if stacked {
         return Ok((ours[0].parent.clone(), all.tip_of(delivery).to_owned()));
     }
-    let made = assemble::alone(&all.base, &commits, &all.identity).wrap_err_with(|| {
+    let made = assembly::alone(&all.base, &commits, &all.identity).wrap_err_with(|| {
         miette!(
             "series/{}/{HEADERS} lacks a Needs: it does not apply without another delivery",
             delivery.name

@@ -11,10 +11,12 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::base::Base;
-use crate::git::{Identity, Repo};
-use crate::series::{Commit, Series};
-use crate::{maintainers, modlines, run};
+use crate::host::git::{Identity, Repo};
+use crate::host::run;
+use crate::series::base::Base;
+use crate::series::maintainers;
+use crate::series::modlines;
+use crate::series::overlay::{Commit, Series};
 
 const MAINTAINERS: &str = "MAINTAINERS";
 

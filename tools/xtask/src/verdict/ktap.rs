@@ -1,6 +1,6 @@
 //! Reading KTAP: what the test programs in the virtual machine print.
 
-use crate::report::Outcome;
+use crate::verdict::report::Outcome;
 
 /// The kselftest harness's exit code for a program that skips itself.
 const SKIP: i32 = 4;

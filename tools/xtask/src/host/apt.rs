@@ -10,7 +10,8 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::{Ctx, run};
+use crate::host::Ctx;
+use crate::host::run;
 
 pub struct Apt {
     dir: PathBuf,

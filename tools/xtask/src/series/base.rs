@@ -7,10 +7,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::apt::Apt;
-use crate::git::Repo;
-use crate::ui::Bar;
-use crate::{Ctx, git, run};
+use crate::host::Ctx;
+use crate::host::apt::Apt;
+use crate::host::git;
+use crate::host::git::Repo;
+use crate::host::run;
+use crate::host::ui::Bar;
 
 /// Debian's package and the suite that has it for every supported release.
 const PACKAGE: &str = "linux-source-7.3";
@@ -380,7 +382,7 @@ mod tests {
             .unwrap();
         let tarball = builder.into_inner().unwrap();
         let mut out = Vec::new();
-        let bar = crate::ui::Ui::new(false).bar("", 0);
+        let bar = crate::host::ui::Ui::new(false).bar("", 0);
         assert_eq!(write_import(&mut out, &tarball[..], "n", bar).unwrap(), 2);
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("M 100755 inline scripts/x\ndata 2\n#!\n"));

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use miette::{Result, miette};
 
-use crate::run;
+use crate::host::run;
 
 /// Who signs the series.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use miette::{Result, miette};
 
+use crate::host::run;
 use crate::kernel::{Kernel, VM};
-use crate::plan::MODULES;
-use crate::run;
+use crate::machine::plan::MODULES;
 
 /// How many per cent of the other one's size it may have.
 const LIMIT: u64 = 130;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::plan::{DRIVERS, Item, PLAIN};
-use crate::report::{Outcome, Report};
+use crate::machine::plan::{DRIVERS, Item, PLAIN};
+use crate::verdict::report::{Outcome, Report};
 
 /// The outcomes of each test by driver, each by case.
 #[derive(Default)]

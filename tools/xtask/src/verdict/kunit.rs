@@ -6,9 +6,11 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result};
 
+use crate::host::run;
 use crate::kernel::{Config, Kernel};
-use crate::report::{Outcome, Report};
-use crate::{ktap, run, vm};
+use crate::machine;
+use crate::verdict::ktap;
+use crate::verdict::report::{Outcome, Report};
 
 /// One architecture.
 pub struct Leg {
@@ -145,7 +147,7 @@ pub fn exec(
         "kunit",
         leg.name,
         "no warning in the kernel's log",
-        vm::clean(&log),
+        machine::clean(&log),
     );
     // Behind the cases, since it fails if any of them does.
     report.check("kunit", &format!("{} run", leg.name), ran);

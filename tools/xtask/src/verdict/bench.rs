@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use miette::{Result, miette};
 
+use crate::host::Ctx;
+use crate::host::toolchain::{Purpose, Toolchain};
 use crate::kernel::Kernel;
-use crate::ktap;
-use crate::plan::{DRIVERS, Item, Machine, PLACEMENT_TEST, PLAIN};
-use crate::toolchain::{Purpose, Toolchain};
-use crate::vm::Vm;
-use crate::{Ctx, assembled};
+use crate::machine::Vm;
+use crate::machine::plan::{DRIVERS, Item, Machine, PLACEMENT_TEST, PLAIN};
+use crate::series::assembled;
+use crate::verdict::ktap;
 
 /// How many times each of the two kernels boots.
 const BOOTS: usize = 5;

@@ -6,12 +6,16 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, miette};
 
-use crate::base::Base;
-use crate::export::Exported;
-use crate::git::{self, Repo};
-use crate::report::{Outcome, Report};
-use crate::toolchain::{self, Purpose};
-use crate::{Assembled, Ctx, cache, checkout, run};
+use crate::host::Ctx;
+use crate::host::cache;
+use crate::host::git::{self, Repo};
+use crate::host::run;
+use crate::host::toolchain::{self, Purpose};
+use crate::series::Assembled;
+use crate::series::base::Base;
+use crate::series::checkout;
+use crate::series::export::Exported;
+use crate::verdict::report::{Outcome, Report};
 
 const VERSION: &str = "0.16.0";
 

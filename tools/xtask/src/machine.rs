@@ -1,6 +1,8 @@
 //! The virtual machine: an initramfs of busybox, the kernel's modules and the selftests, and QEMU
 //! with an IOMMU and devices bound to a VFIO driver.
 
+pub mod plan;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use crate::host::Ctx;
+use crate::host::cache;
+use crate::host::run;
+use crate::host::toolchain;
 use crate::kernel::{DEBUG, Kernel, VM};
-use crate::plan::{DRIVERS, Item, Machine, PLAIN, Variant};
-use crate::report::Outcome;
-use crate::{Ctx, cache, run, toolchain};
+use crate::machine::plan::{DRIVERS, Item, Machine, PLAIN, Variant};
+use crate::verdict::report::Outcome;
 
 /// A device of the machine, as QEMU makes it and as the guest finds it.
 pub struct Device {

@@ -22,12 +22,17 @@ use std::path::{Path, PathBuf};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use crate::host::Ctx;
+use crate::host::toolchain::{Purpose, Toolchain};
+use crate::kernel::extracts;
 use crate::kernel::{Kernel, VM};
-use crate::kunit::{self, Leg};
-use crate::report::{Outcome, Report};
-use crate::toolchain::{Purpose, Toolchain};
-use crate::vm::Vm;
-use crate::{Assembled, Ctx, assembled, compile_fail, test, thp};
+use crate::machine::Vm;
+use crate::series::Assembled;
+use crate::series::assembled;
+use crate::verdict;
+use crate::verdict::compile_fail;
+use crate::verdict::kunit::{self, Leg};
+use crate::verdict::report::{Outcome, Report};
 
 const STAGE: &str = "mutate";
 const LISTS: &str = "tools/xtask/mutations";
@@ -225,8 +230,8 @@ fn configured(kernel: &Kernel<'_>, mutation: &Mutation) -> Result<()> {
 fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verdict> {
     let mut report = Report::default();
     match mutation.suite {
-        Suite::Thp => return Ok(said(thp::equivalence(kernel.ctx, all))),
-        Suite::Regions => return Ok(said(thp::regions(kernel.ctx, all))),
+        Suite::Thp => return Ok(said(extracts::equivalence(kernel.ctx, all))),
+        Suite::Regions => return Ok(said(extracts::regions(kernel.ctx, all))),
         Suite::Kunit(name) => {
             let leg = leg(name)?;
             if let Err(error) = kunit::make(kernel, leg) {
@@ -249,7 +254,7 @@ fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verd
                 Err(error) => return Ok(Verdict::Unbuilt(last_error(&error))),
                 Ok((image, tests)) => {
                     let vm = Vm::new(kernel, image, tests);
-                    test::one(&vm, &mutation.part, &mut report)?;
+                    verdict::one(&vm, &mutation.part, &mut report)?;
                 }
             }
         }
@@ -261,7 +266,7 @@ fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verd
 }
 
 /// What a program of code that was cut out says.
-fn said(said: Result<thp::Said>) -> Verdict {
+fn said(said: Result<extracts::Said>) -> Verdict {
     match said {
         Ok(Ok(_)) => Verdict::Passed(1),
         Ok(Err(wrong)) => Verdict::Failed(wrong),
