@@ -19,4 +19,6 @@ pub struct Ctx {
     pub cache: Cache,
     pub ui: Ui,
     pub install: bool,
+    /// Whether the user puts their name under the series.
+    pub signoff: bool,
 }

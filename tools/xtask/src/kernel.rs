@@ -4,119 +4,17 @@ pub mod extracts;
 pub mod size;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
-use crate::host::Ctx;
+use crate::facts::{Config, FACTS};
 use crate::host::git::Repo;
-use crate::host::run;
-use crate::host::toolchain::Toolchain;
+use crate::host::toolchain::{self, Toolchain};
+use crate::host::{Ctx, cache, run};
 use crate::series::Assembled;
-
-/// A configuration: files in tools/xtask/configs on top of `base`.
-pub struct Config {
-    pub name: &'static str,
-    /// The configuration whose file comes before its own.
-    on: Option<&'static str>,
-    pub arch: &'static str,
-    pub base: &'static str,
-    /// What is built of it.
-    pub targets: &'static [&'static str],
-    /// The directories of it that the series has code in.
-    pub parts: &'static [&'static str],
-    /// About how many lines a build of everything prints, for the first bar.
-    lines: u64,
-}
-
-impl Config {
-    /// As little as there can be of an architecture, with the symbols of `on` and its own.
-    pub const fn tiny(name: &'static str, arch: &'static str, on: &'static str) -> Config {
-        Config {
-            name,
-            on: Some(on),
-            arch,
-            base: "tinyconfig",
-            targets: &["all"],
-            parts: &[],
-            lines: 0,
-        }
-    }
-}
-
-/// What the virtual machine boots.
-pub const VM: Config = Config {
-    name: "vm",
-    on: None,
-    arch: "x86_64",
-    base: "tinyconfig",
-    targets: &["bzImage", "modules"],
-    parts: &["mm/", "drivers/vfio/", "rust/", "samples/rust/"],
-    lines: 2000,
-};
-
-/// What the same machine boots to have the kernel check itself.
-pub const DEBUG: Config = Config {
-    name: "debug",
-    on: Some(VM.name),
-    lines: 2500,
-    ..VM
-};
-
-/// Where the series has code in C.
-const PARTS: &[&str] = &["mm/", "drivers/vfio/"];
-/// Where it has code that only some architectures have.
-const VFIO: &[&str] = &["drivers/vfio/"];
-
-/// What only has to compile; each file says what it is there for.
-pub const COMPILE: &[Config] = &[
-    Config {
-        name: "sh-nommu",
-        on: None,
-        arch: "sh",
-        base: "allnoconfig",
-        targets: PARTS,
-        parts: PARTS,
-        lines: 130,
-    },
-    Config {
-        name: "i386",
-        on: None,
-        arch: "i386",
-        base: "tinyconfig",
-        targets: PARTS,
-        parts: PARTS,
-        lines: 140,
-    },
-    Config {
-        name: "x86-64-no-thp",
-        on: None,
-        arch: "x86_64",
-        base: "tinyconfig",
-        targets: PARTS,
-        parts: PARTS,
-        lines: 180,
-    },
-    Config {
-        name: "x86-64-variants",
-        on: None,
-        arch: "x86_64",
-        base: "tinyconfig",
-        targets: VFIO,
-        parts: VFIO,
-        lines: 130,
-    },
-    Config {
-        name: "s390",
-        on: None,
-        arch: "s390",
-        base: "tinyconfig",
-        targets: VFIO,
-        parts: VFIO,
-        lines: 90,
-    },
-];
 
 pub struct Kernel<'a> {
     pub ctx: &'a Ctx,
@@ -143,9 +41,9 @@ impl<'a> Kernel<'a> {
         self.objects.join(format!("obj-{}", config.name))
     }
 
-    pub fn make(&self, config: &Config) -> std::process::Command {
+    pub fn make(&self, config: &Config) -> Command {
         self.toolchain
-            .make(self.tree, &self.out(config), config.arch)
+            .make(self.tree, &self.out(config), &config.arch)
     }
 
     /// Writes `.config` and makes sure that every symbol of the fragment took. kbuild compares the
@@ -153,34 +51,31 @@ impl<'a> Kernel<'a> {
     pub fn configure(&self, config: &Config) -> Result<()> {
         let mut wanted = String::new();
         for name in config.on.iter().chain([&config.name]) {
-            let fragment = format!("tools/xtask/configs/{name}.config");
-            wanted += &fs::read_to_string(self.ctx.root.join(&fragment))
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot read {fragment}"))?;
+            let fragment = self
+                .ctx
+                .root
+                .join(format!("tools/xtask/configs/{name}.config"));
+            wanted += &fs::read_to_string(fragment)?;
         }
         let out = self.out(config);
-        fs::create_dir_all(&out).into_diagnostic()?;
-        let mut base = self.make(config);
-        base.arg(config.base);
-        run::output(&mut base)
-            .wrap_err_with(|| format!("make {} of {}", config.base, config.name))?;
-        let plain = fs::read_to_string(out.join(".config")).into_diagnostic()?;
+        fs::create_dir_all(&out)?;
+        run::output(self.make(config).arg(&config.base))
+            .with_context(|| format!("make {} of {}", config.base, config.name))?;
+        let plain = fs::read_to_string(out.join(".config"))?;
         // Later lines win; kconfig warns of the repetition, which is meant.
-        fs::write(out.join(".config"), format!("{plain}\n{wanted}")).into_diagnostic()?;
-        let mut resolve = self.make(config);
-        resolve.arg("olddefconfig");
-        run::output(&mut resolve)?;
-        let got = fs::read_to_string(out.join(".config")).into_diagnostic()?;
+        fs::write(out.join(".config"), format!("{plain}\n{wanted}"))?;
+        run::output(self.make(config).arg("olddefconfig"))?;
+        let got = fs::read_to_string(out.join(".config"))?;
         let mut refused = refused(&wanted, &got);
         if !self.whole {
             refused.retain(|setting| self.defines(setting));
         }
         if !refused.is_empty() {
-            return Err(miette!(
+            bail!(
                 "the configuration {} does not take {}: what they depend on is missing",
                 config.name,
                 refused.join(", ")
-            ));
+            );
         }
         Ok(())
     }
@@ -196,30 +91,25 @@ impl<'a> Kernel<'a> {
     }
 
     /// Builds `targets` in the configuration.
-    pub fn build(&self, config: &Config, targets: &[&str]) -> Result<()> {
+    pub fn build(&self, config: &Config, targets: &[impl AsRef<str>]) -> Result<()> {
+        let targets: Vec<&str> = targets.iter().map(AsRef::as_ref).collect();
         let mut cmd = self.make(config);
-        cmd.args(targets);
+        cmd.args(&targets);
         let log = format!("build-{}", config.name);
         let label = format!("build {} ({})", config.name, targets.join(" "));
         run::logged(self.ctx, &log, &label, config.lines, cmd)
     }
 
-    /// The virtual machine's kernel, and its modules; returns the image.
-    pub fn vm(&self) -> Result<PathBuf> {
-        self.bootable(&VM)
-    }
-
-    /// The same in any configuration.
-    pub fn bootable(&self, config: &Config) -> Result<PathBuf> {
+    /// A kernel that a virtual machine boots, and its modules.
+    pub fn bootable(&self, config: &Config) -> Result<()> {
         self.configure(config)?;
-        self.build(config, config.targets)?;
-        let root = crate::host::cache::fresh(&self.installed(config))?;
+        self.build(config, &config.targets)?;
+        let root = cache::fresh(&self.installed(config))?;
         let mut install = self.make(config);
         install
             .args(["modules_install", "INSTALL_MOD_STRIP=1"])
             .arg(format!("INSTALL_MOD_PATH={}", root.display()));
-        run::logged(self.ctx, "modules", "modules", 0, install)?;
-        Ok(self.image(config))
+        run::logged(self.ctx, "modules", "modules", 0, install)
     }
 
     fn installed(&self, config: &Config) -> PathBuf {
@@ -238,26 +128,21 @@ impl<'a> Kernel<'a> {
 
     /// The tree's VFIO selftests, linked statically for the initramfs; returns their directory.
     pub fn selftests(&self) -> Result<PathBuf> {
-        let out = self.out(&VM);
-        let mut headers = self.make(&VM);
+        let mut headers = self.make(FACTS.vm());
         headers.arg("headers_install");
         run::logged(self.ctx, "headers", "headers", 0, headers)?;
-        let dir = self.objects.join("selftests");
+        let include = self.out(FACTS.vm()).join("usr/include");
         // Their makefiles know nothing of headers that changed, and they take seconds.
-        crate::host::cache::fresh(&dir)?;
-        let mut cmd = std::process::Command::new("make");
+        let dir = cache::fresh(&self.objects.join("selftests"))?;
+        let mut cmd = Command::new("make");
         cmd.arg("-C")
             .arg(self.tree.dir.join("tools/testing/selftests"))
             .arg(format!("-j{}", self.toolchain.jobs))
             .args(["TARGETS=vfio", "EXTRA_CFLAGS=-static -O2", "all"])
             .arg(format!("CC={}", self.toolchain.clang()))
             .arg(format!("O={}", dir.display()))
-            .arg(format!(
-                "KHDR_INCLUDES=-isystem {}",
-                out.join("usr/include").display()
-            ))
-            .env_remove("MAKEFLAGS")
-            .env_remove("MAKELEVEL");
+            .arg(format!("KHDR_INCLUDES=-isystem {}", include.display()));
+        toolchain::callers(&mut cmd);
         run::logged(self.ctx, "selftests", "selftests", 60, cmd)?;
         Ok(dir.join("kselftest/vfio"))
     }
@@ -279,9 +164,10 @@ fn refused(fragment: &str, config: &str) -> Vec<String> {
             None => line.split_once('='),
         })
         .collect();
+    let differs = |(symbol, value): &(&str, &str)| got.get(symbol).unwrap_or(&"n") != value;
     wanted
         .into_iter()
-        .filter(|(symbol, value)| got.get(symbol).copied().unwrap_or("n") != *value)
+        .filter(differs)
         .map(|(symbol, value)| format!("{symbol}={value}"))
         .collect()
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: turns this repository into a kernel patch series, builds it and tests it.
 
+mod facts;
 mod host;
 mod kernel;
 mod machine;
@@ -9,17 +10,18 @@ mod verdict;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, Error, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use miette::{Result, miette};
 
+use crate::facts::FACTS;
 use crate::host::Ctx;
 use crate::host::cache::{self, Cache};
 use crate::host::toolchain::{Purpose, Toolchain};
 use crate::host::ui::Ui;
 use crate::kernel::Kernel;
 use crate::machine::Vm;
-use crate::series::{assembled, checkout, export};
-use crate::verdict::{bench, mutate};
+use crate::series::{Assembled, checkout, export, refresh};
+use crate::verdict::{bench, each, mutate};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about, version)]
@@ -29,6 +31,9 @@ struct Cli {
     /// Say what is missing on this machine instead of installing it
     #[arg(long, global = true)]
     no_install: bool,
+    /// Put your name on the series: author, sign-off and maintainer of what is new
+    #[arg(long, global = true)]
+    signoff: bool,
     /// Show everything that the programs run here print
     #[arg(long, global = true)]
     verbose: bool,
@@ -94,32 +99,25 @@ enum Cmd {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    match dispatch(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(report) => {
-            explain(&report);
+        Err(error) => {
+            explain(&error);
             ExitCode::FAILURE
         }
     }
 }
 
 /// An error as sentences: what, why, and what next.
-fn explain(report: &miette::Report) {
-    let chain: Vec<String> = report.chain().map(|error| error.to_string()).collect();
-    eprintln!("error: {}", chain.join(": "));
+fn explain(error: &Error) {
+    let text = format!("{error:#}");
+    eprintln!("error: {text}");
     let full = ["No space left on device", "os error 28"];
-    if full
-        .iter()
-        .any(|sign| chain.iter().any(|text| text.contains(sign)))
-    {
+    if full.iter().any(|sign| text.contains(sign)) {
         eprintln!(
             "help: the disk is full: make room, or set {} to a directory elsewhere",
             cache::VARIABLE
         );
-    }
-    if let Some(help) = report.help() {
-        eprintln!("help: {help}");
     }
 }
 
@@ -128,54 +126,45 @@ fn dispatch(cli: Cli) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .canonicalize()
-        .map_err(|error| {
-            miette!(
-                "this program belongs to a checkout that is gone ({error}): run it with cargo xtask"
-            )
-        })?;
+        .context("this program belongs to a checkout that is gone: run it with cargo xtask")?;
+    cache::usable(&root)?;
     let cache = Cache::open(&ui)?;
-    let ctx = Ctx {
+    let ctx = &Ctx {
         root,
         cache,
         ui,
         install: !cli.no_install,
+        signoff: cli.signoff,
     };
     match cli.command {
         Cmd::Series { base, out } => {
             let out = out.unwrap_or_else(|| ctx.root.join("out/series"));
-            series_command(&ctx, base.base.as_deref(), &out)
+            export_series(ctx, base.base.as_deref(), &out)
         }
-        Cmd::Build { base } => {
-            let all = assembled(&ctx, base.base.as_deref())?;
-            let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build])?;
-            println!("{}", Kernel::new(&ctx, &toolchain, &all).vm()?.display());
-            Ok(())
-        }
-        Cmd::Test {
-            base, each: true, ..
-        } => verdict::each(&ctx, base.base.as_deref()),
+        Cmd::Build { base } => build(ctx, base.base.as_deref(), false),
+        Cmd::Boot { base } => build(ctx, base.base.as_deref(), true),
         Cmd::Test {
             base,
             only,
-            mutate: true,
-            ..
-        } => mutate::mutate(&ctx, base.base.as_deref(), only.as_deref()),
-        Cmd::Test { base, only, .. } => verdict::test(&ctx, base.base.as_deref(), only.as_deref()),
-        Cmd::Bench { base } => bench::bench(&ctx, base.base.as_deref()),
-        Cmd::Boot { base } => {
-            let all = assembled(&ctx, base.base.as_deref())?;
-            let toolchain = Toolchain::open(&ctx, &all.tree, &[Purpose::Build, Purpose::Vm])?;
-            let kernel = Kernel::new(&ctx, &toolchain, &all);
-            Vm::new(&kernel, kernel.vm()?, kernel.selftests()?).shell()
+            each,
+            mutate,
+        } => {
+            let (base, only) = (base.base.as_deref(), only.as_deref());
+            match (each, mutate) {
+                (true, _) => each::each(ctx, base),
+                (_, true) => mutate::mutate(ctx, base, only),
+                _ => verdict::test(ctx, base, only),
+            }
         }
+        Cmd::Bench { base } => bench::bench(ctx, base.base.as_deref()),
         Cmd::Checkout { base } => {
-            let all = assembled(&ctx, base.base.as_deref())?;
-            println!("{}", checkout::checkout(&ctx, &all.base, &all)?.display());
+            let all = Assembled::on(ctx, base.base.as_deref())?;
+            println!("{}", checkout::checkout(ctx, &all.base, &all)?.display());
             Ok(())
         }
         Cmd::Refresh { base } => {
-            let all = assembled(&ctx, base.base.as_deref())?;
-            let written = checkout::refresh(&ctx, &all)?;
+            let all = Assembled::of_checkout(ctx, base.base.as_deref())?;
+            let written = refresh::refresh(ctx, &all)?;
             for path in &written {
                 println!("{path}");
             }
@@ -185,8 +174,25 @@ fn dispatch(cli: Cli) -> Result<()> {
     }
 }
 
-fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
-    let all = assembled(ctx, base)?;
+/// Builds the virtual machine's kernel, and opens a shell in it or says where it is.
+fn build(ctx: &Ctx, base: Option<&Path>, boot: bool) -> Result<()> {
+    let all = Assembled::on(ctx, base)?;
+    let purposes: &[Purpose] = match boot {
+        true => &[Purpose::Build, Purpose::Vm],
+        false => &[Purpose::Build],
+    };
+    let toolchain = Toolchain::open(ctx, &all.tree, purposes)?;
+    let kernel = Kernel::new(ctx, &toolchain, &all);
+    kernel.bootable(FACTS.vm())?;
+    if boot {
+        return Vm::new(&kernel, kernel.selftests()?).shell();
+    }
+    println!("{}", kernel.image(FACTS.vm()).display());
+    Ok(())
+}
+
+fn export_series(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
+    let all = Assembled::on(ctx, base)?;
     let exported = export::export(ctx, &all, out)?;
     ctx.ui
         .step("checking each patch: rustfmt and checkpatch --strict");
@@ -202,13 +208,9 @@ fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
         patches.len(),
         all.base.commit
     );
-    if all.identity.signs {
-        println!("signed off by {}", all.identity.address());
-    } else {
-        println!(
-            "not signed off: set `git config user.name` and `git config user.email` in {} and run this again",
-            ctx.root.display()
-        );
+    match all.identity.signs {
+        true => println!("signed off by {}", all.identity.address()),
+        false => println!("not signed off: --signoff puts your name on them, as git knows it"),
     }
     println!(
         "to apply them: git am --empty=drop {}/*/*.patch",
@@ -217,6 +219,6 @@ fn series_command(ctx: &Ctx, base: Option<&Path>, out: &Path) -> Result<()> {
     let complaints = patches.iter().flat_map(|patch| &patch.complaints);
     match complaints.filter(|line| export::is_error(line)).count() {
         0 => Ok(()),
-        n => Err(miette!("{n} errors in the exported patches, listed above")),
+        n => bail!("{n} errors in the exported patches, listed above"),
     }
 }

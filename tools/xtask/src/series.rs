@@ -5,13 +5,14 @@ pub mod b4;
 pub mod base;
 pub mod checkout;
 pub mod export;
-pub mod maintainers;
-pub mod modlines;
+mod maintainers;
+mod modlines;
 pub mod overlay;
+pub mod refresh;
 
 use std::path::Path;
 
-use miette::Result;
+use anyhow::Result;
 
 use self::assembly::Made;
 use self::base::Base;
@@ -30,6 +31,37 @@ pub struct Assembled {
 }
 
 impl Assembled {
+    pub fn on(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
+        Assembled::open(ctx, || Base::open(ctx, base))
+    }
+
+    /// On the base that there is a checkout of.
+    pub fn of_checkout(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
+        Assembled::open(ctx, || Base::of_checkout(ctx, base))
+    }
+
+    fn open(ctx: &Ctx, base: impl FnOnce() -> Result<Base>) -> Result<Assembled> {
+        // Read first: a mistake in series/ should not wait for a download.
+        let series = Series::read(&ctx.root)?;
+        let identity = Identity::of(&ctx.root, ctx.signoff)?;
+        toolchain::install(ctx, &[Purpose::Series])?;
+        let base = base()?;
+        ctx.ui
+            .step(format!("assembling {} commits", series.commits.len()));
+        let made = assembly::assemble(&base, &series, &identity)?;
+        let tip = made.last().map_or(&base.commit, |last| &last.id);
+        let bar = ctx.ui.bar("worktree", 0);
+        let tree = base.repo.worktree(&base.dir.join("work"), tip)?;
+        drop(bar);
+        Ok(Assembled {
+            base,
+            series,
+            identity,
+            made,
+            tree,
+        })
+    }
+
     pub fn made_of(&self, delivery: &Delivery) -> &[Made] {
         &self.made[delivery.commits.clone()]
     }
@@ -40,32 +72,7 @@ impl Assembled {
     }
 
     pub fn tip(&self) -> &str {
-        &self
-            .made
-            .last()
-            .expect("a series has at least one commit")
-            .id
+        let last = self.made.last();
+        &last.expect("a series has at least one commit").id
     }
-}
-
-pub fn assembled(ctx: &Ctx, base: Option<&Path>) -> Result<Assembled> {
-    // Read first: a mistake in series/ should not wait for a download.
-    let series = Series::read(&ctx.root)?;
-    let identity = Identity::of(&ctx.root);
-    toolchain::packages(ctx, &[Purpose::Series])?;
-    let base = Base::open(ctx, base)?;
-    ctx.ui
-        .step(format!("assembling {} commits", series.commits.len()));
-    let made = assembly::assemble(&base, &series, &identity)?;
-    let tip = made.last().map_or(&base.commit, |last| &last.id);
-    let bar = ctx.ui.bar("worktree", 0);
-    let tree = base.repo.worktree("series", &base.dir.join("work"), tip)?;
-    drop(bar);
-    Ok(Assembled {
-        base,
-        series,
-        identity,
-        made,
-        tree,
-    })
 }

@@ -3,12 +3,12 @@
 //! Nothing in it is trusted because it exists: a directory is built under a temporary name and
 //! renamed when it is complete, a stamp is written last.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Result, anyhow, bail};
+use fs_err::{self as fs, File};
 
-use crate::host::ui::Ui;
+use super::ui::Ui;
 
 /// Moves the cache elsewhere.
 pub const VARIABLE: &str = "VFIO_SERIES_CACHE";
@@ -20,25 +20,27 @@ pub struct Cache {
 
 impl Cache {
     pub fn open(ui: &Ui) -> Result<Cache> {
-        let root = location()?;
-        fs::create_dir_all(root.join("logs"))
-            .and_then(|()| fs::create_dir_all(root.join("lines")))
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot create the cache {}", root.display()))?;
-        let lock = File::create(root.join("lock")).into_diagnostic()?;
+        Cache::at(location()?, ui)
+    }
+
+    pub fn at(root: PathBuf, ui: &Ui) -> Result<Cache> {
+        usable(&root)?;
+        fs::create_dir_all(root.join("logs"))?;
+        fs::create_dir_all(root.join("lines"))?;
+        let lock = File::create(root.join("lock"))?;
         if lock.try_lock().is_err() {
             ui.step(format!(
                 "waiting for another run that uses {}",
                 root.display()
             ));
-            lock.lock().into_diagnostic()?;
+            lock.lock()?;
         }
         Ok(Cache { root, lock })
     }
 
     /// Lets other runs in while this one only holds a shell open.
     pub fn unlock(&self) -> Result<()> {
-        self.lock.unlock().into_diagnostic()
+        Ok(self.lock.unlock()?)
     }
 
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
@@ -61,35 +63,43 @@ impl Cache {
         }
         let temporary = fresh(&target.with_extension("partial"))?;
         fill(&temporary)?;
-        fs::rename(&temporary, &target).into_diagnostic()?;
+        fs::rename(&temporary, &target)?;
         Ok(target)
     }
 
     /// How many lines the longest run with this log printed.
     pub fn lines(&self, log: &str) -> Option<u64> {
-        fs::read_to_string(self.root.join("lines").join(log))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        let text = fs::read_to_string(self.root.join("lines").join(log)).ok()?;
+        text.trim().parse().ok()
     }
 
     pub fn set_lines(&self, log: &str, lines: u64) -> Result<()> {
-        fs::write(self.root.join("lines").join(log), lines.to_string()).into_diagnostic()
+        Ok(fs::write(
+            self.root.join("lines").join(log),
+            lines.to_string(),
+        )?)
     }
 }
 
 /// An empty directory at `path`, whatever was there before.
 pub fn fresh(path: &Path) -> Result<PathBuf> {
     if path.exists() {
-        fs::remove_dir_all(path)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot remove {}", path.display()))?;
+        fs::remove_dir_all(path)?;
     }
-    fs::create_dir_all(path)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot create {}", path.display()))?;
+    fs::create_dir_all(path)?;
     Ok(path.to_owned())
+}
+
+/// Refuses a path that make, QEMU or a list of paths would take apart.
+pub fn usable(path: &Path) -> Result<()> {
+    let text = path.to_str().unwrap_or(" ");
+    if text.contains(|c: char| c.is_whitespace() || ":,#$'\"\\".contains(c)) {
+        bail!(
+            "{} cannot be used: make and QEMU take such a path apart\nhelp: choose one without blanks, colons, commas and quotes",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn location() -> Result<PathBuf> {
@@ -102,7 +112,7 @@ fn location() -> Result<PathBuf> {
         .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("vfio-series")))
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/vfio-series")))
         .ok_or_else(|| {
-            miette!("no HOME, so no place for a cache: set {VARIABLE} to a directory")
+            anyhow!("no HOME, so no place for a cache: set {VARIABLE} to a directory")
         })?;
-    std::path::absolute(path).into_diagnostic()
+    std::path::absolute(path).context("the cache has no place")
 }

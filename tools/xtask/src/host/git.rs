@@ -3,38 +3,53 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{Result, miette};
+use anyhow::{Result, anyhow};
+use fs_err as fs;
 
-use crate::host::run;
+use super::run;
 
-/// Who signs the series.
+/// Who makes the series.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub name: String,
     pub email: String,
-    /// Whether this is somebody, who may therefore sign off.
+    /// Whether this is somebody who has said so, and therefore signs off and maintains.
     pub signs: bool,
 }
 
 impl Identity {
-    /// The git identity of whoever runs this, in their own configuration.
-    pub fn of(root: &Path) -> Identity {
-        match (setting(root, "user.name"), setting(root, "user.email")) {
-            (Some(name), Some(email)) => Identity {
-                name,
-                email,
-                signs: true,
+    /// Whoever runs this, as git knows them in `root`, if they want to sign; else nobody.
+    pub fn of(root: &Path, signs: bool) -> Result<Identity> {
+        let own = |key| {
+            setting(root, key).ok_or_else(|| {
+                anyhow!("--signoff needs a name to sign with\nhelp: set `git config {key}`")
+            })
+        };
+        Ok(match signs {
+            true => Identity {
+                name: own("user.name")?,
+                email: own("user.email")?,
+                signs,
             },
-            _ => Identity {
+            false => Identity {
                 name: "VFIO placement series".to_owned(),
                 email: "nobody@localhost".to_owned(),
-                signs: false,
+                signs,
             },
-        }
+        })
     }
 
     pub fn address(&self) -> String {
         format!("{} <{}>", self.name, self.email)
+    }
+
+    /// Has git commit in this name.
+    pub fn commits<'a>(&self, cmd: &'a mut Command) -> &'a mut Command {
+        for role in ["AUTHOR", "COMMITTER"] {
+            cmd.env(format!("GIT_{role}_NAME"), &self.name)
+                .env(format!("GIT_{role}_EMAIL"), &self.email);
+        }
+        cmd
     }
 }
 
@@ -114,6 +129,11 @@ impl Repo {
         )
     }
 
+    pub fn has(&self, commit: &str, path: &str) -> bool {
+        self.git(["cat-file", "-e", &format!("{commit}:{path}")])
+            .is_ok()
+    }
+
     pub fn tree(&self, commit: &str) -> Result<String> {
         self.git(["rev-parse", "--verify", &format!("{commit}^{{tree}}")])
     }
@@ -128,36 +148,47 @@ impl Repo {
             .collect())
     }
 
+    /// Removes the locks that a run that was killed left behind. Whoever calls this holds the lock
+    /// of the cache; only in the checkout may the user's own git be at work.
+    pub fn remove_locks(&self) -> Result<()> {
+        let mut dirs = vec![self.dir.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir)? {
+                let path = entry?.path();
+                if path.is_dir() && !path.ends_with("objects") && !path.ends_with("checkout") {
+                    dirs.push(path);
+                } else if path.is_file() && path.extension().is_some_and(|end| end == "lock") {
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Brings a worktree of this repository to `commit`, touching only the files that differ, so
     /// that a kernel build in it stays incremental.
-    pub fn worktree(&self, name: &str, dir: &Path, commit: &str) -> Result<Repo> {
+    pub fn worktree(&self, dir: &Path, commit: &str) -> Result<Repo> {
         let tree = Repo::new(dir);
-        if !dir.join(".git").exists() {
-            self.git(["worktree", "prune"])?;
-            if dir.exists() {
-                return Err(miette!(
-                    "{} is in the way of the {name} worktree: remove it",
-                    dir.display()
-                ));
-            }
-            self.git([
-                "worktree",
-                "add",
-                "--quiet",
-                "--detach",
-                &dir.to_string_lossy(),
-                commit,
-            ])?;
+        let whole = dir.join(".git").exists() && tree.git(["rev-parse", "HEAD"]).is_ok();
+        if whole {
+            tree.git(["reset", "--quiet", "--hard", commit])?;
+            tree.git(["clean", "-fdxq"])?;
             return Ok(tree);
         }
-        // We hold the cache's lock, so an index lock here is what a killed run left behind.
-        let lock = PathBuf::from(tree.git(["rev-parse", "--absolute-git-dir"])?).join("index.lock");
-        if lock.exists() {
-            std::fs::remove_file(&lock)
-                .map_err(|e| miette!("cannot remove {}: {e}", lock.display()))?;
+        // What is there is left of a run that was killed.
+        if dir.exists() {
+            fs::remove_dir_all(dir)?;
         }
-        tree.git(["reset", "--quiet", "--hard", commit])?;
-        tree.git(["clean", "-fdxq"])?;
-        Ok(tree)
+        self.add_worktree(dir, &[commit])
+    }
+
+    /// Makes a worktree where there is none.
+    pub fn add_worktree(&self, dir: &Path, args: &[&str]) -> Result<Repo> {
+        let place = dir.to_string_lossy();
+        self.git(["worktree", "prune"])?;
+        let mut add = vec!["worktree", "add", "-ff", "--quiet", "--detach", &place];
+        add.extend(args);
+        self.git(add)?;
+        Ok(Repo::new(dir))
     }
 }

@@ -5,44 +5,20 @@
 //! running the code from before and after it side by side, see extracts/equivalence.c. What vfio-pci and
 //! nvgrace-gpu state of a mapping is checked for devices of any kind, see extracts/regions.c.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, miette};
+use anyhow::{Result, anyhow};
+use fs_err as fs;
 
-use crate::host::Ctx;
-use crate::host::cache;
-use crate::host::run;
+use crate::facts::{FACTS, Function};
+use crate::host::{Ctx, cache, run};
 use crate::series::Assembled;
 
 const EQUIVALENCE: &str = include_str!("../../extracts/equivalence.c");
 const REGIONS: &str = include_str!("../../extracts/regions.c");
 /// Tried in about two seconds.
 const MAPPINGS: &str = "10000000";
-
-/// File and functions, in the order in which C wants them.
-type Parts = &'static [(&'static str, &'static str)];
-const BEFORE: Parts = &[
-    ("mm/huge_memory.c", "__thp_get_unmapped_area"),
-    ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
-];
-const AFTER: Parts = &[
-    ("mm/mmap.c", "range_holds_order"),
-    ("mm/mmap.c", "found_from_top"),
-    ("mm/mmap.c", "mm_get_unmapped_area_exact_order"),
-    ("mm/huge_memory.c", "thp_get_unmapped_area_vmaflags"),
-];
-const STATED: Parts = &[
-    (
-        "drivers/vfio/pci/vfio_pci_core.c",
-        "vfio_pci_core_get_unmapped_area",
-    ),
-    (
-        "drivers/vfio/pci/nvgrace-gpu/main.c",
-        "nvgrace_gpu_get_unmapped_area",
-    ),
-];
 
 /// What a program says; an Err of it if it found something wrong.
 pub type Said = std::result::Result<String, String>;
@@ -54,38 +30,35 @@ pub fn equivalence(ctx: &Ctx, all: &Assembled) -> Result<Said> {
         let source = all.base.repo.blob(&all.base.commit, path)?;
         Ok(String::from_utf8_lossy(&source).into_owned())
     };
-    let after = |path: &str| source(all, path);
-    fs::write(dir.join("old.h"), cut(BEFORE, &before)?).into_diagnostic()?;
-    fs::write(dir.join("new.h"), cut(AFTER, &after)?).into_diagnostic()?;
+    fs::write(dir.join("old.h"), cut(&FACTS.extracts.before, &before)?)?;
+    fs::write(
+        dir.join("new.h"),
+        cut(&FACTS.extracts.after, &|path| source(all, path))?,
+    )?;
     run(&dir, EQUIVALENCE)
 }
 
 /// Whether drivers state of their regions what is in them.
 pub fn regions(ctx: &Ctx, all: &Assembled) -> Result<Said> {
     let dir = cache::fresh(&ctx.cache.path("regions"))?;
-    let stated = cut(STATED, &|path| source(all, path))?;
-    fs::write(dir.join("regions.h"), stated).into_diagnostic()?;
+    fs::write(
+        dir.join("regions.h"),
+        cut(&FACTS.extracts.stated, &|path| source(all, path))?,
+    )?;
     run(&dir, REGIONS)
 }
 
 /// A file as it is in the worktree of the series.
 fn source(all: &Assembled, path: &str) -> Result<String> {
-    fs::read_to_string(all.tree.dir.join(path)).into_diagnostic()
+    Ok(fs::read_to_string(all.tree.dir.join(path))?)
 }
 
 fn run(dir: &Path, text: &str) -> Result<Said> {
-    let program = dir.join("program");
-    fs::write(dir.join("program.c"), text).into_diagnostic()?;
-    run::output(
-        Command::new("cc")
-            .args(["-O2", "-o"])
-            .arg(&program)
-            .arg(dir.join("program.c")),
-    )?;
-    let out = Command::new(&program)
-        .arg(MAPPINGS)
-        .output()
-        .into_diagnostic()?;
+    let (program, code) = (dir.join("program"), dir.join("program.c"));
+    fs::write(&code, text)?;
+    let mut cc = Command::new("cc");
+    run::output(cc.args(["-O2", "-o"]).args([&program, &code]))?;
+    let out = run::finish(Command::new(&program).arg(MAPPINGS), b"")?;
     let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
     Ok(match out.status.success() {
         true => Ok(said),
@@ -94,11 +67,11 @@ fn run(dir: &Path, text: &str) -> Result<Said> {
 }
 
 /// The functions, out of what `source` has for their files.
-fn cut(parts: Parts, source: &dyn Fn(&str) -> Result<String>) -> Result<String> {
+fn cut(functions: &[Function], source: &dyn Fn(&str) -> Result<String>) -> Result<String> {
     let mut code = String::new();
-    for (path, function) in parts {
+    for (path, function) in functions {
         code += definition(&source(path)?, function)
-            .ok_or_else(|| miette!("{path} does not define {function}()"))?;
+            .ok_or_else(|| anyhow!("{path} does not define {function}()"))?;
     }
     Ok(code)
 }

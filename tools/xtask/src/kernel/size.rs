@@ -3,33 +3,27 @@
 use std::path::Path;
 use std::process::Command;
 
-use miette::{Result, miette};
+use anyhow::{Result, anyhow, bail};
 
+use super::Kernel;
+use crate::facts::{FACTS, Size};
 use crate::host::run;
-use crate::kernel::{Kernel, VM};
-use crate::machine::plan::MODULES;
-
-/// How many per cent of the other one's size it may have.
-const LIMIT: u64 = 130;
 
 /// Compares the modules of the virtual machine's kernel; returns what was found.
 pub fn compare(kernel: &Kernel<'_>) -> Result<String> {
-    let out = kernel.out(&VM);
-    let [rust, c] = MODULES.map(|module| size(kernel, &out.join(module)));
-    let (rust, c) = (rust?, c?);
-    let text = format!(
-        "{} has {rust} bytes of text, {} has {c}",
-        MODULES[0], MODULES[1]
-    );
-    if rust * 100 > c * LIMIT {
-        return Err(miette!("{text}: that is more than {LIMIT} %"));
+    let Size { rust, c, percent } = &FACTS.size;
+    let out = kernel.out(FACTS.vm());
+    let (ours, theirs) = (size(kernel, &out.join(rust))?, size(kernel, &out.join(c))?);
+    let text = format!("{rust} has {ours} bytes of text, {c} has {theirs}");
+    if ours * 100 > theirs * percent {
+        bail!("{text}: that is more than {percent} %");
     }
     Ok(text)
 }
 
 fn size(kernel: &Kernel<'_>, module: &Path) -> Result<u64> {
     let printed = run::output(Command::new(kernel.toolchain.size()).arg(module))?;
-    text(&printed).ok_or_else(|| miette!("llvm-size does not tell the size: {printed}"))
+    text(&printed).ok_or_else(|| anyhow!("llvm-size does not tell the size: {printed}"))
 }
 
 /// The first column below the headings.

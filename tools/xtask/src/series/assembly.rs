@@ -3,37 +3,22 @@
 //! The commits are made in the object database with an index of their own: no worktree is needed,
 //! and the result depends on nothing but the base, the overlay and the identity.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use fs_err as fs;
 
-use crate::host::git::{Identity, Repo};
+use super::base::Base;
+use super::maintainers;
+use super::modlines::Declaring;
+use super::overlay::{Commit, Series};
+use crate::host::git::Identity;
 use crate::host::run;
-use crate::series::base::Base;
-use crate::series::maintainers;
-use crate::series::modlines;
-use crate::series::overlay::{Commit, Series};
 
-const MAINTAINERS: &str = "MAINTAINERS";
-
-/// One thing that a commit does to the tree.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A new file, or the next state of one whose `mod` lines land later.
-    Whole {
-        path: String,
-        content: Vec<u8>,
-        executable: bool,
-    },
-    /// A unified diff in the overlay.
-    Patch { target: String, overlay: String },
-    /// Entries for MAINTAINERS.
-    Maintainers,
-}
+pub const MAINTAINERS: &str = "MAINTAINERS";
 
 /// A commit of the series as it was made.
 #[derive(Debug, Clone)]
@@ -44,145 +29,55 @@ pub struct Made {
     pub subject: String,
 }
 
-/// What a path of the overlay is.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Kind<'a> {
-    Whole,
-    Maintainers,
-    /// The n-th patch of a kernel file.
-    Patch {
-        target: &'a str,
-        nth: u32,
-    },
-}
-
-pub fn kind(path: &str) -> Kind<'_> {
-    if path == MAINTAINERS {
-        return Kind::Maintainers;
-    }
-    let Some(target) = path.strip_suffix(".patch") else {
-        return Kind::Whole;
-    };
-    if let Some((target, nth)) = target.rsplit_once('.')
-        && let Ok(nth) = nth.parse()
-    {
-        return Kind::Patch { target, nth };
-    }
-    Kind::Patch { target, nth: 1 }
+/// The kernel file that a path of the overlay is the n-th patch of; None if it is a new file.
+pub fn patched(path: &str) -> Option<(&str, u32)> {
+    let target = path.strip_suffix(".patch")?;
+    let numbered = target
+        .rsplit_once('.')
+        .and_then(|(target, nth)| Some((target, nth.parse().ok()?)));
+    Some(numbered.unwrap_or((target, 1)))
 }
 
 /// The overlay path of the n-th patch of a file.
 pub fn patch_path(target: &str, nth: u32) -> String {
-    if nth == 1 {
-        format!("{target}.patch")
-    } else {
-        format!("{target}.{nth}.patch")
+    match nth {
+        1 => format!("{target}.patch"),
+        _ => format!("{target}.{nth}.patch"),
     }
 }
 
-/// Gives a file of the overlay and its executable bit.
-pub type Read<'a> = &'a dyn Fn(&str) -> Result<(Vec<u8>, bool)>;
+/// A file of the overlay and its executable bit.
+pub type File = (Vec<u8>, bool);
+/// Gives a file of the overlay.
+pub type Read<'a> = &'a dyn Fn(&str) -> Result<File>;
 
-/// What each commit does, in order.
-pub fn plan(commits: &[Commit], read: Read<'_>) -> Result<Vec<Vec<Change>>> {
-    let mut place: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, commit) in commits.iter().enumerate() {
-        place.extend(commit.paths.iter().map(|path| (path.as_str(), index)));
+pub fn read(root: &Path, path: &str) -> Result<File> {
+    let file = root.join(path);
+    let meta = fs::symlink_metadata(&file)?;
+    if !meta.is_file() {
+        bail!("{path} is not a regular file: the overlay holds nothing else");
     }
-    patches_in_order(&place)?;
-    let mut plan: Vec<Vec<Change>> = commits.iter().map(|_| Vec::new()).collect();
-    for (&path, &index) in &place {
-        match kind(path) {
-            Kind::Maintainers => plan[index].push(Change::Maintainers),
-            Kind::Patch { target, .. } => plan[index].push(Change::Patch {
-                target: target.to_owned(),
-                overlay: path.to_owned(),
-            }),
-            Kind::Whole => {
-                let (content, executable) = read(path)?;
-                let states = states(path, content, index, &place)?;
-                patched_later(path, states.keys().last(), &place)?;
-                for (at, content) in states {
-                    plan[at].push(Change::Whole {
-                        path: path.to_owned(),
-                        content,
-                        executable,
-                    });
-                }
+    Ok((fs::read(&file)?, meta.permissions().mode() & 0o100 != 0))
+}
+
+/// A file of the series comes before its patches, which are numbered without a gap, one a commit.
+fn in_order(commits: &[Commit]) -> Result<()> {
+    // How many patches each file has so far, and the commit that had it last.
+    let mut files: BTreeMap<&str, (u32, usize)> = BTreeMap::new();
+    for (at, commit) in commits.iter().enumerate() {
+        for path in &commit.paths {
+            let (target, nth) = patched(path).unwrap_or((path, 0));
+            let before = files.insert(target, (nth, at));
+            let follows = match before {
+                Some((last, when)) => nth == last + 1 && when < at,
+                None => nth <= 1,
+            };
+            if !follows {
+                bail!(
+                    "series/{} brings {path} too early or too late\nhelp: a file's patches are numbered in the order of their commits, without a gap, and come after the file",
+                    commit.name
+                );
             }
-        }
-    }
-    Ok(plan)
-}
-
-/// The contents of a new file, by the commit from which each holds.
-fn states(
-    path: &str,
-    content: Vec<u8>,
-    index: usize,
-    place: &BTreeMap<&str, usize>,
-) -> Result<BTreeMap<usize, Vec<u8>>> {
-    if !path.ends_with(".rs") {
-        return Ok(BTreeMap::from([(index, content)]));
-    }
-    let text = String::from_utf8(content)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("{path} is not UTF-8"))?;
-    let lands = |module: &str| {
-        modlines::candidates(path, module)
-            .iter()
-            .find_map(|file| place.get(file.as_str()).copied())
-    };
-    let mut steps: BTreeSet<usize> = modlines::declared(&text)
-        .into_iter()
-        .filter_map(lands)
-        .filter(|at| *at > index)
-        .collect();
-    steps.insert(index);
-    Ok(steps
-        .into_iter()
-        .map(|at| {
-            let present = |module: &str| lands(module).is_none_or(|landed| landed <= at);
-            (at, modlines::without_absent(&text, &present).into_bytes())
-        })
-        .collect())
-}
-
-/// A new file may be patched once it has reached its last state.
-fn patched_later(path: &str, last: Option<&usize>, place: &BTreeMap<&str, usize>) -> Result<()> {
-    let patch = patch_path(path, 1);
-    match place.get(patch.as_str()) {
-        Some(index) if Some(index) <= last => Err(miette!(
-            "{patch} must be in a later commit than {path}, and than the modules that it declares"
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// `x.patch`, `x.2.patch`, ..: without a gap, and in the order of the commits.
-fn patches_in_order(place: &BTreeMap<&str, usize>) -> Result<()> {
-    let mut by_target: BTreeMap<&str, BTreeMap<u32, usize>> = BTreeMap::new();
-    for (path, index) in place {
-        if let Kind::Patch { target, nth } = kind(path) {
-            by_target.entry(target).or_default().insert(nth, *index);
-        }
-    }
-    for (target, patches) in by_target {
-        let mut last = None;
-        for (expected, (nth, index)) in (1..).zip(&patches) {
-            if *nth != expected {
-                return Err(miette!(
-                    "{} is missing: patches of a file are numbered without a gap",
-                    patch_path(target, expected)
-                ));
-            }
-            if last.is_some_and(|last| last >= *index) {
-                return Err(miette!(
-                    "{} must be in a later commit than the patch before it",
-                    patch_path(target, *nth)
-                ));
-            }
-            last = Some(*index);
         }
     }
     Ok(())
@@ -190,12 +85,8 @@ fn patches_in_order(place: &BTreeMap<&str, usize>) -> Result<()> {
 
 /// Makes the commits of the series on the base.
 pub fn assemble(base: &Base, series: &Series, identity: &Identity) -> Result<Vec<Made>> {
-    commits(
-        base,
-        &series.commits,
-        &|path| read(&series.root, path),
-        identity,
-    )
+    let read = |path: &str| read(&series.root, path);
+    commits(base, &series.commits, &read, identity)
 }
 
 /// The same from any source of overlay files.
@@ -205,171 +96,165 @@ pub fn commits(
     read: Read<'_>,
     identity: &Identity,
 ) -> Result<Vec<Made>> {
-    let plan = plan(commits, read)?;
-    let index = base.dir.join("assembly.index");
-    let assembly = Assembly {
-        repo: &base.repo,
-        index: &index,
-        read,
-        identity,
-    };
-    let mut parent = base.commit.clone();
-    assembly.git(&["read-tree", &parent])?;
-    let mut made = Vec::new();
-    for (commit, changes) in commits.iter().zip(&plan) {
-        for change in changes {
-            assembly
-                .apply(change, &base.commit, &parent)
-                .wrap_err_with(|| miette!("commit series/{} cannot be made", commit.name))?;
+    in_order(commits)?;
+    let mut assembly = Assembly::new(base, identity)?;
+    let mut declaring = Declaring::new(commits);
+    for commit in commits {
+        for path in &commit.paths {
+            let applied = read(path).and_then(|file| assembly.bring(path, &file));
+            applied.with_context(|| format!("commit series/{} cannot be made", commit.name))?;
         }
-        let tree = assembly.git(&["write-tree"])?;
-        if tree == base.repo.tree(&parent)? {
-            return Err(miette!("series/{} changes nothing", commit.name));
+        for (path, text) in declaring.after(commit, read)? {
+            assembly.stage(&path, text.as_bytes(), false)?;
         }
-        let id = assembly.commit(&tree, &parent, &commit.message)?;
-        made.push(Made {
-            id: id.clone(),
-            parent: std::mem::replace(&mut parent, id),
-            name: commit.name.clone(),
-            subject: commit.subject().to_owned(),
-        });
+        assembly.commit(&commit.name, &commit.message)?;
     }
-    Ok(made)
+    Ok(assembly.made)
 }
 
 /// Makes `commits` again, the first of them on the base and each on the one before.
 pub fn alone(base: &Base, commits: &[&Made], identity: &Identity) -> Result<Vec<Made>> {
-    let assembly = Assembly {
-        repo: &base.repo,
-        index: &base.dir.join("assembly.index"),
-        read: &|path| Err(miette!("{path} is not wanted")),
-        identity,
-    };
-    let mut parent = base.commit.clone();
-    assembly.git(&["read-tree", &parent])?;
-    let mut made = Vec::new();
-    for commit in commits {
-        let (from, to) = (commit.parent.as_str(), commit.id.as_str());
+    let mut assembly = Assembly::new(base, identity)?;
+    for made in commits {
         let mut diff = base.repo.command();
-        diff.args(["diff-tree", "-p", "--binary", "--full-index", from, to]);
-        let mut apply = assembly.command();
-        apply.args(["apply", "--cached", "--whitespace=nowarn", "-"]);
-        run::output_with(&mut apply, &run::bytes(&mut diff)?)?;
-        let tree = assembly.git(&["write-tree"])?;
-        let message = base.repo.git(["log", "-1", "--format=%B", to])?;
-        let id = assembly.commit(&tree, &parent, &message)?;
-        made.push(Made {
-            id: id.clone(),
-            parent: std::mem::replace(&mut parent, id),
-            name: commit.name.clone(),
-            subject: commit.subject.clone(),
-        });
+        diff.args([
+            "diff-tree",
+            "-p",
+            "--binary",
+            "--full-index",
+            &made.parent,
+            &made.id,
+        ]);
+        assembly.apply(&run::bytes(&mut diff)?)?;
+        let message = base.repo.git(["log", "-1", "--format=%B", &made.id])?;
+        assembly.commit(&made.name, &message)?;
     }
-    Ok(made)
+    Ok(assembly.made)
 }
 
-pub fn read(root: &Path, path: &str) -> Result<(Vec<u8>, bool)> {
-    let file = root.join(path);
-    let meta = file.symlink_metadata().into_diagnostic()?;
-    if !meta.is_file() {
-        return Err(miette!(
-            "{path} is not a regular file: the overlay holds nothing else"
-        ));
-    }
-    Ok((
-        fs::read(&file).into_diagnostic()?,
-        meta.permissions().mode() & 0o100 != 0,
-    ))
-}
-
+/// Commits in the making.
 struct Assembly<'a> {
-    repo: &'a Repo,
-    index: &'a Path,
-    read: Read<'a>,
+    base: &'a Base,
     identity: &'a Identity,
+    index: PathBuf,
+    parent: String,
+    made: Vec<Made>,
 }
 
 impl Assembly<'_> {
+    fn new<'a>(base: &'a Base, identity: &'a Identity) -> Result<Assembly<'a>> {
+        let assembly = Assembly {
+            base,
+            identity,
+            index: base.dir.join("assembly.index"),
+            parent: base.commit.clone(),
+            made: Vec::new(),
+        };
+        assembly.git(&["read-tree", &base.commit])?;
+        Ok(assembly)
+    }
+
     fn command(&self) -> Command {
-        let mut cmd = self.repo.command();
-        cmd.env("GIT_INDEX_FILE", self.index);
+        let mut cmd = self.base.repo.command();
+        cmd.env("GIT_INDEX_FILE", &self.index);
         cmd
     }
 
     fn git(&self, args: &[&str]) -> Result<String> {
-        Ok(run::output(self.command().args(args))?
-            .trim_end()
-            .to_owned())
+        let out = run::output(self.command().args(args))?;
+        Ok(out.trim_end().to_owned())
     }
 
-    fn apply(&self, change: &Change, base: &str, parent: &str) -> Result<()> {
-        match change {
-            Change::Whole {
-                path,
-                content,
-                executable,
-            } => {
-                if self
-                    .repo
-                    .git(["cat-file", "-e", &format!("{base}:{path}")])
-                    .is_ok()
-                {
-                    return Err(miette!(
-                        help =
-                            format!("a change to a file of the kernel is written as {path}.patch"),
-                        "the base already has {path}"
-                    ));
-                }
-                self.stage(path, content, *executable)
-            }
-            Change::Patch { target, overlay } => self.patch(target, overlay),
-            Change::Maintainers => {
-                let text = |bytes: Vec<u8>| String::from_utf8(bytes).into_diagnostic();
-                let kernel = text(self.repo.blob(parent, MAINTAINERS)?)?;
-                let (entries, _) = (self.read)(MAINTAINERS)?;
-                let out = maintainers::insert(&kernel, &text(entries)?, self.identity)?;
-                self.stage(MAINTAINERS, out.as_bytes(), false)
-            }
+    /// Does to the index what one path of the overlay says.
+    fn bring(&self, path: &str, (content, executable): &File) -> Result<()> {
+        if path == MAINTAINERS {
+            let kernel = self.base.repo.blob(&self.parent, path)?;
+            let entries = String::from_utf8_lossy(content);
+            let text =
+                maintainers::insert(&String::from_utf8_lossy(&kernel), &entries, self.identity)?;
+            return self.stage(path, text.as_bytes(), false);
+        }
+        match patched(path) {
+            Some((target, _)) => self.patch(target, path, content),
+            None if self.base.repo.has(&self.base.commit, path) => bail!(
+                "the base already has {path}\nhelp: a change to a file of the kernel is written as {path}.patch"
+            ),
+            None => self.stage(path, content, *executable),
         }
     }
 
     fn stage(&self, path: &str, content: &[u8], executable: bool) -> Result<()> {
-        let blob = run::output_with(
-            self.command().args(["hash-object", "-w", "--stdin"]),
-            content,
-        )?;
+        let mut hash = self.command();
+        hash.args(["hash-object", "-w", "--stdin"]);
+        let blob = run::output_with(&mut hash, content)?;
         let mode = if executable { "100755" } else { "100644" };
         let info = format!("{mode},{},{path}", blob.trim());
         self.git(&["update-index", "--add", "--cacheinfo", &info])
-            .map(|_| ())
+            .map(drop)
     }
 
-    fn patch(&self, target: &str, overlay: &str) -> Result<()> {
+    fn patch(&self, target: &str, overlay: &str, content: &[u8]) -> Result<()> {
         if self.git(&["ls-files", "--", target])?.is_empty() {
-            return Err(miette!(
-                help = "give the base that the series was made for",
-                "{overlay} changes {target}, which the base has not"
-            ));
+            bail!(
+                "{overlay} changes {target}, which the base has not\nhelp: give the base that the series was made for"
+            );
         }
-        let (content, _) = (self.read)(overlay)?;
-        let text = String::from_utf8_lossy(&content);
-        let headers: Vec<&str> = text
-            .lines()
-            .filter(|line| line.starts_with("+++ "))
-            .collect();
-        if headers.len() != 1 || headers[0].split('\t').next() != Some(&format!("+++ b/{target}")) {
-            return Err(miette!("{overlay} must change b/{target} and nothing else"));
+        let text = String::from_utf8_lossy(content);
+        let mut files = text.lines().filter_map(|line| line.strip_prefix("+++ "));
+        let first = files.next().and_then(|name| name.split('\t').next());
+        if first != Some(&format!("b/{target}")) || files.next().is_some() {
+            bail!("{overlay} must change b/{target} and nothing else");
         }
+        self.apply(content)
+            .map_err(|error| does_not_apply(target, overlay, &text, &error.to_string()))
+    }
+
+    fn apply(&self, patch: &[u8]) -> Result<()> {
         let mut cmd = self.command();
         cmd.args(["apply", "--cached", "--whitespace=nowarn", "-"]);
-        run::output_with(&mut cmd, &content)
-            .map(|_| ())
-            .map_err(|error| does_not_apply(target, overlay, &text, &error.to_string()))
+        run::output_with(&mut cmd, patch).map(drop)
+    }
+
+    /// Commits what is in the index.
+    fn commit(&mut self, name: &str, message: &str) -> Result<()> {
+        let tree = self.git(&["write-tree"])?;
+        if tree == self.base.repo.tree(&self.parent)? {
+            bail!("series/{name} changes nothing");
+        }
+        let mut cmd = self.base.repo.command();
+        self.identity.commits(&mut cmd);
+        cmd.args(["commit-tree", &tree, "-p", &self.parent, "-F", "-"]);
+        let id = run::output_with(&mut cmd, self.signed(message)?.as_bytes())?;
+        let id = id.trim().to_owned();
+        self.made.push(Made {
+            parent: std::mem::replace(&mut self.parent, id.clone()),
+            id,
+            name: name.to_owned(),
+            subject: message.lines().next().unwrap_or_default().to_owned(),
+        });
+        Ok(())
+    }
+
+    fn signed(&self, message: &str) -> Result<String> {
+        let message = format!("{}\n", message.trim_end());
+        if !self.identity.signs {
+            return Ok(message);
+        }
+        let trailer = format!("Signed-off-by: {}", self.identity.address());
+        let mut cmd = self.base.repo.command();
+        cmd.args([
+            "interpret-trailers",
+            "--no-divider",
+            "--if-exists",
+            "addIfDifferent",
+        ])
+        .args(["--trailer", &trailer]);
+        run::output_with(&mut cmd, message.as_bytes())
     }
 }
 
 /// Says which hunk git refused.
-fn does_not_apply(target: &str, overlay: &str, patch: &str, error: &str) -> miette::Report {
+fn does_not_apply(target: &str, overlay: &str, patch: &str, error: &str) -> Error {
     let line = error
         .lines()
         .find_map(|line| line.strip_prefix(&format!("error: patch failed: {target}:")));
@@ -383,46 +268,13 @@ fn does_not_apply(target: &str, overlay: &str, patch: &str, error: &str) -> miet
             .position(|hunk| hunk[4..].split([',', ' ']).next() == Some(line))
     });
     match hunk {
-        Some(at) => miette!(
-            help = "bring the patch up to date with the base: `cargo xtask checkout`, edit, `cargo xtask refresh`, or give the base it was made for",
-            "{overlay} does not apply to {target}: hunk {} of {} ({})",
+        Some(at) => anyhow!(
+            "{overlay} does not apply to {target}: hunk {} of {} ({})\nhelp: bring the patch up to date with the base: `cargo xtask checkout`, edit, `cargo xtask refresh`, or give the base it was made for",
             at + 1,
             hunks.len(),
             hunks[at]
         ),
-        None => miette!("{overlay} does not apply to {target}: {error}"),
-    }
-}
-
-impl Assembly<'_> {
-    fn commit(&self, tree: &str, parent: &str, message: &str) -> Result<String> {
-        let message = self.signed(message)?;
-        let mut cmd = self.repo.command();
-        for role in ["AUTHOR", "COMMITTER"] {
-            cmd.env(format!("GIT_{role}_NAME"), &self.identity.name)
-                .env(format!("GIT_{role}_EMAIL"), &self.identity.email);
-        }
-        cmd.args(["commit-tree", tree, "-p", parent, "-F", "-"]);
-        Ok(run::output_with(&mut cmd, message.as_bytes())?
-            .trim()
-            .to_owned())
-    }
-
-    fn signed(&self, message: &str) -> Result<String> {
-        if !self.identity.signs {
-            return Ok(format!("{message}\n"));
-        }
-        let trailer = format!("Signed-off-by: {}", self.identity.address());
-        let mut cmd = self.repo.command();
-        cmd.args([
-            "interpret-trailers",
-            "--no-divider",
-            "--if-exists",
-            "addIfDifferent",
-            "--trailer",
-            &trailer,
-        ]);
-        run::output_with(&mut cmd, format!("{message}\n").as_bytes())
+        None => anyhow!("{overlay} does not apply to {target}: {error}"),
     }
 }
 
@@ -430,81 +282,36 @@ impl Assembly<'_> {
 mod tests {
     use super::*;
 
-    fn commits(list: &[&[&str]]) -> Vec<Commit> {
-        list.iter()
-            .enumerate()
-            .map(|(index, paths)| Commit {
-                name: format!("{:02}-x", index + 1),
-                message: "m".to_owned(),
-                paths: paths.iter().map(|path| path.to_string()).collect(),
-            })
-            .collect()
+    fn order(list: &[&[&str]]) -> Result<()> {
+        let commits = list.iter().map(|paths| Commit {
+            name: "1-x/01-x".to_owned(),
+            message: "m".to_owned(),
+            paths: paths.iter().map(|path| path.to_string()).collect(),
+        });
+        in_order(&commits.collect::<Vec<_>>())
     }
 
     #[test]
-    fn kinds_of_paths() {
-        assert_eq!(kind("MAINTAINERS"), Kind::Maintainers);
-        assert_eq!(kind("a/b.c"), Kind::Whole);
-        assert_eq!(
-            kind("a/b.c.patch"),
-            Kind::Patch {
-                target: "a/b.c",
-                nth: 1
-            }
-        );
-        assert_eq!(
-            kind("a/b.c.2.patch"),
-            Kind::Patch {
-                target: "a/b.c",
-                nth: 2
-            }
-        );
+    fn names_of_patches() {
+        assert_eq!(patched("a/b.c"), None);
+        assert_eq!(patched("a/b.c.patch"), Some(("a/b.c", 1)));
+        assert_eq!(patched("a/b.c.2.patch"), Some(("a/b.c", 2)));
         assert_eq!(patch_path("a/b.c", 1), "a/b.c.patch");
         assert_eq!(patch_path("a/b.c", 3), "a/b.c.3.patch");
     }
 
     #[test]
-    fn mod_line_lands_with_its_file() {
-        let read = |path: &str| {
-            let text = if path == "k/v.rs" {
-                "mod a;\nmod b;\n"
-            } else {
-                ""
-            };
-            Ok((text.as_bytes().to_vec(), false))
-        };
-        let plan = plan(
-            &commits(&[&["k/v.rs", "k/v/a.rs"], &["x.c"], &["k/v/b.rs"]]),
-            &read,
-        )
-        .unwrap();
-        let state = |content: &str| Change::Whole {
-            path: "k/v.rs".to_owned(),
-            content: content.as_bytes().to_vec(),
-            executable: false,
-        };
-        assert!(plan[0].contains(&state("mod a;\n")));
-        assert_eq!(plan[1].len(), 1);
-        assert!(plan[2].contains(&state("mod a;\nmod b;\n")));
-    }
-
-    #[test]
     fn patches_of_a_file_are_numbered_in_commit_order() {
-        let read = |_: &str| Ok((Vec::new(), false));
-        assert!(plan(&commits(&[&["a.c.patch"], &["a.c.2.patch"]]), &read).is_ok());
-        assert!(plan(&commits(&[&["a.c.2.patch"], &["a.c.patch"]]), &read).is_err());
-        assert!(plan(&commits(&[&["a.c.patch"], &["a.c.3.patch"]]), &read).is_err());
-        assert!(plan(&commits(&[&["a.c"], &["a.c.patch"]]), &read).is_ok());
-        assert!(plan(&commits(&[&["a.c.patch"], &["a.c"]]), &read).is_err());
-        assert!(plan(&commits(&[&["a.c", "a.c.patch"]]), &read).is_err());
-    }
-
-    #[test]
-    fn a_patch_does_not_get_between_a_file_and_its_modules() {
-        let read = |_: &str| Ok((b"mod a;\n".to_vec(), false));
-        let files = ["k/v.rs", "k/v/a.rs", "k/v.rs.patch"];
-        assert!(plan(&commits(&[&files[..1], &files[1..2], &files[2..]]), &read).is_ok());
-        assert!(plan(&commits(&[&files[..1], &files[2..], &files[1..2]]), &read).is_err());
+        assert!(order(&[&["a.c.patch"], &["a.c.2.patch"]]).is_ok());
+        assert!(order(&[&["a.c"], &["a.c.patch"]]).is_ok());
+        for wrong in [
+            [&["a.c.2.patch"][..], &["a.c.patch"]],
+            [&["a.c.patch"], &["a.c.3.patch"]],
+            [&["a.c.patch"], &["a.c"]],
+            [&["a.c", "a.c.patch"], &[]],
+        ] {
+            assert!(order(&wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

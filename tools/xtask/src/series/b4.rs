@@ -1,76 +1,38 @@
 //! b4 from PyPI: what the checkout and the export must be good for.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, miette};
+use anyhow::{Result, bail};
+use fs_err as fs;
 
-use crate::host::Ctx;
-use crate::host::cache;
+use super::base::Base;
+use super::export::Exported;
+use super::{Assembled, checkout};
 use crate::host::git::{self, Repo};
-use crate::host::run;
 use crate::host::toolchain::{self, Purpose};
-use crate::series::Assembled;
-use crate::series::base::Base;
-use crate::series::checkout;
-use crate::series::export::Exported;
-use crate::verdict::report::{Outcome, Report};
+use crate::host::{Ctx, cache, run};
 
 const VERSION: &str = "0.16.0";
 
-/// What b4 makes of each delivery, in the checkout and of the export.
-pub fn check(
-    ctx: &Ctx,
-    all: &Assembled,
-    exported: &[Exported<'_>],
-    report: &mut Report,
-) -> Result<()> {
-    let checks = ["prep --show-info", "send --no-sign -o", "am of the export"];
-    // Nobody's identity cannot prepare a posting.
-    if !all.identity.signs {
-        for name in checks {
-            let why = "b4 wants a git identity: set user.name and user.email".to_owned();
-            report.add("series", "b4", name, Outcome::Skipped(why));
-        }
-        return Ok(());
-    }
-    ctx.ui.step("b4 on the checkout and on the export");
-    let b4 = B4::open(ctx)?;
-    let tree = b4.checkout(ctx, all)?;
-    for each in exported {
-        let name = &each.delivery.name;
-        Repo::new(&tree).git(["checkout", "--quiet", &checkout::branch(name)])?;
-        let results = [
-            b4.show_info(&tree, all, each),
-            b4.send(&tree, each),
-            b4.am(&tree, all, each),
-        ];
-        for (check, result) in checks.iter().zip(results) {
-            report.check("series", &format!("b4 {check}: {name}"), result);
-        }
-    }
-    Ok(())
-}
-
-struct B4 {
+pub struct B4 {
     program: PathBuf,
     dir: PathBuf,
 }
 
 impl B4 {
     /// b4 in a virtual environment of its own.
-    fn open(ctx: &Ctx) -> Result<B4> {
+    pub fn open(ctx: &Ctx) -> Result<B4> {
         let environment = ctx.cache.path(format!("b4-{VERSION}"));
         // An environment names its own place and so cannot be renamed: a stamp says it is complete.
         let stamp = environment.join("complete");
         if !stamp.exists() {
             if !ctx.install {
-                return Err(miette!(
+                bail!(
                     "missing on this machine, and --no-install was given: b4 {VERSION} from PyPI"
-                ));
+                );
             }
-            toolchain::packages(ctx, &[Purpose::B4])?;
+            toolchain::install(ctx, &[Purpose::B4])?;
             ctx.ui
                 .step(format!("installing b4 {VERSION} from PyPI into the cache"));
             cache::fresh(&environment)?;
@@ -82,13 +44,40 @@ impl B4 {
             let mut pip = Command::new(environment.join("bin/pip"));
             pip.args(["install", "--no-input", &format!("b4=={VERSION}")]);
             run::logged(ctx, "b4", "b4", 60, pip)?;
-            fs::write(&stamp, "").into_diagnostic()?;
+            fs::write(&stamp, "")?;
         }
         let dir = cache::fresh(&ctx.cache.path("b4-proof"))?;
         Ok(B4 {
             program: environment.join("bin/b4"),
             dir,
         })
+    }
+
+    /// What b4 makes of each delivery, in the checkout and of the export: by the check's name.
+    pub fn check(
+        &self,
+        ctx: &Ctx,
+        all: &Assembled,
+        exported: &[Exported<'_>],
+    ) -> Result<Vec<(String, Result<()>)>> {
+        let tree = self.checkout(ctx, all)?;
+        let mut results = Vec::new();
+        for each in exported {
+            let name = &each.delivery.name;
+            Repo::new(&tree).git(["checkout", "--quiet", &checkout::branch(name)])?;
+            results.extend([
+                (
+                    format!("prep --show-info: {name}"),
+                    self.show_info(&tree, all, each),
+                ),
+                (format!("send --no-sign -o: {name}"), self.send(&tree, each)),
+                (
+                    format!("am of the export: {name}"),
+                    self.am(&tree, all, each),
+                ),
+            ]);
+        }
+        Ok(results)
     }
 
     fn command(&self, tree: &Path) -> Command {
@@ -104,14 +93,18 @@ impl B4 {
     /// A checkout as `cargo xtask checkout` makes it, in a repository that is not the user's.
     fn checkout(&self, ctx: &Ctx, all: &Assembled) -> Result<PathBuf> {
         let repo = Repo::new(self.dir.join("repo.git"));
-        all.base.repo.git([
-            "clone",
-            "--quiet",
-            "--bare",
-            "--shared",
-            ".",
-            &repo.dir.to_string_lossy(),
-        ])?;
+        let place = repo.dir.to_string_lossy();
+        let clone = ["clone", "--quiet", "--bare", "--shared", "."];
+        all.base.repo.git(clone.iter().chain([&&*place]))?;
+        for (key, value) in [
+            ("user.name", all.identity.name.as_str()),
+            ("user.email", &all.identity.email),
+            // Without a mail transport b4 falls back to a web endpoint, which refuses unsigned mail
+            // even when it only writes files. Nothing is sent from here.
+            ("sendemail.smtpserver", "localhost"),
+        ] {
+            repo.git(["config", key, value])?;
+        }
         let base = Base {
             repo,
             commit: all.base.commit.clone(),
@@ -134,9 +127,7 @@ impl B4 {
             format!("series-range: {}..{tip}", made[0].parent),
         ] {
             if !info.lines().any(|line| line == expected) {
-                return Err(miette!(
-                    "b4 prep --show-info does not say `{expected}`:\n{info}"
-                ));
+                bail!("b4 prep --show-info does not say `{expected}`:\n{info}");
             }
         }
         Ok(())
@@ -145,21 +136,18 @@ impl B4 {
     /// The mails that b4 would send, written to files: how many, and to whom.
     fn send(&self, tree: &Path, each: &Exported<'_>) -> Result<()> {
         let out = self.dir.join("mails").join(&each.delivery.name);
-        run::output(
-            self.command(tree)
-                .args(["send", "--no-sign", "-o"])
-                .arg(&out),
-        )?;
+        let send = ["send", "--no-sign", "-o"];
+        run::output(self.command(tree).args(send).arg(&out))?;
         let mut mails = Vec::new();
-        for entry in fs::read_dir(&out).into_diagnostic()? {
-            mails.push(fs::read_to_string(entry.into_diagnostic()?.path()).into_diagnostic()?);
+        for entry in fs::read_dir(&out)? {
+            mails.push(fs::read_to_string(entry?.path())?);
         }
         if mails.len() != each.files.len() {
-            return Err(miette!(
+            bail!(
                 "b4 send wrote {} mails, not {}",
                 mails.len(),
                 each.files.len()
-            ));
+            );
         }
         let headers = &each.delivery.headers;
         for who in headers.to.iter().chain(&headers.cc) {
@@ -168,7 +156,7 @@ impl B4 {
                 .iter()
                 .find(|mail| !recipients(mail).contains(address))
             {
-                return Err(miette!("b4 does not send this to {address}:\n{mail}"));
+                bail!("b4 does not send this to {address}:\n{mail}");
             }
         }
         Ok(())
@@ -180,9 +168,9 @@ impl B4 {
         let mailbox = self.dir.join(format!("{name}.mbox"));
         let mut text = Vec::new();
         for file in &each.files {
-            text.extend(fs::read(file).into_diagnostic()?);
+            text.extend(fs::read(file)?);
         }
-        fs::write(&mailbox, text).into_diagnostic()?;
+        fs::write(&mailbox, text)?;
         let mut cmd = self.command(tree);
         cmd.args(["am", "--no-cover", "-n", name, "-m"])
             .arg(&mailbox)
@@ -203,9 +191,7 @@ impl B4 {
             all.base.repo.tree(all.tip_of(each.delivery))?,
         );
         if got != want {
-            return Err(miette!(
-                "what b4 am makes of the export gives tree {got}, not {want}"
-            ));
+            bail!("what b4 am makes of the export gives tree {got}, not {want}");
         }
         Ok(())
     }

@@ -1,20 +1,18 @@
 //! The export: what `git format-patch` writes of each delivery, the checks on each patch, and the
 //! proof that `git am` of those files gives the assembled trees.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
-use crate::host::Ctx;
-use crate::host::cache;
+use super::Assembled;
+use super::assembly::{self, Made};
+use super::base::Base;
+use super::overlay::{Delivery, HEADERS};
 use crate::host::git::{Identity, Repo};
-use crate::host::run;
-use crate::series::Assembled;
-use crate::series::assembly::{self, Made};
-use crate::series::base::Base;
-use crate::series::overlay::{Delivery, HEADERS};
+use crate::host::{Ctx, cache, run};
 
 /// The names of the exported files, for the next export to remove.
 const EXPORTED: &str = ".exported";
@@ -65,11 +63,11 @@ pub fn export<'a>(ctx: &Ctx, all: &'a Assembled, out: &Path) -> Result<Vec<Expor
         let files = patches_in(&dir)?;
         let expected = delivery.commits.len() + usize::from(delivery.cover.is_some());
         if files.len() != expected {
-            return Err(miette!(
+            bail!(
                 "git format-patch wrote {} files for {}, not {expected}",
                 files.len(),
                 delivery.name
-            ));
+            );
         }
         let place = out.join(&delivery.name);
         exported.push(Exported {
@@ -94,11 +92,9 @@ fn chain(all: &Assembled, delivery: &Delivery) -> Result<(String, String)> {
     if stacked {
         return Ok((ours[0].parent.clone(), all.tip_of(delivery).to_owned()));
     }
-    let made = assembly::alone(&all.base, &commits, &all.identity).wrap_err_with(|| {
-        miette!(
-            "series/{}/{HEADERS} lacks a Needs: it does not apply without another delivery",
-            delivery.name
-        )
+    let made = assembly::alone(&all.base, &commits, &all.identity).with_context(|| {
+        let name = &delivery.name;
+        format!("series/{name}/{HEADERS} lacks a Needs: it does not apply without another delivery")
     })?;
     let first = &made[made.len() - ours.len()];
     Ok((first.parent.clone(), made[made.len() - 1].id.clone()))
@@ -141,9 +137,7 @@ fn format_patch(
 
 /// Puts the fresh export in the place of the one that an earlier run left in `out`.
 fn replace(fresh: &Path, out: &Path) -> Result<()> {
-    fs::create_dir_all(out)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot create {}", out.display()))?;
+    fs::create_dir_all(out)?;
     let (names, there) = (patches_in(fresh)?, patches_in(out)?);
     // Only what an earlier export left there goes away, by its own list.
     let list = out.join(EXPORTED);
@@ -152,17 +146,16 @@ fn replace(fresh: &Path, out: &Path) -> Result<()> {
         .iter()
         .find(|name| !earlier.lines().any(|line| line == *name));
     if let Some(foreign) = foreign {
-        return Err(miette!(
-            help = "give an empty directory with --out",
-            "{} is not of this series",
+        bail!(
+            "{} is not of this series\nhelp: give an empty directory with --out",
             out.join(foreign).display()
-        ));
+        );
     }
     // Both exports are on the list while the one replaces the other.
-    fs::write(&list, format!("{}\n{earlier}", names.join("\n"))).into_diagnostic()?;
+    fs::write(&list, format!("{}\n{earlier}", names.join("\n")))?;
     for name in &there {
         let file = out.join(name);
-        fs::remove_file(&file).into_diagnostic()?;
+        fs::remove_file(&file)?;
         // The directory of a delivery that is gone goes with its last file.
         if let Some(dir) = file.parent().filter(|dir| *dir != out) {
             fs::remove_dir(dir).ok();
@@ -170,17 +163,17 @@ fn replace(fresh: &Path, out: &Path) -> Result<()> {
     }
     for name in &names {
         let file = out.join(name);
-        fs::create_dir_all(file.parent().unwrap_or(out)).into_diagnostic()?;
-        fs::copy(fresh.join(name), file).into_diagnostic()?;
+        fs::create_dir_all(file.parent().unwrap_or(out))?;
+        fs::copy(fresh.join(name), file)?;
     }
-    fs::write(&list, format!("{}\n", names.join("\n"))).into_diagnostic()
+    Ok(fs::write(&list, format!("{}\n", names.join("\n")))?)
 }
 
 /// The names of the patches in a directory and those right below it, in order.
 fn patches_in(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).into_diagnostic()? {
-        let entry = entry.into_diagnostic()?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".patch") {
             names.push(name);
@@ -197,20 +190,11 @@ fn patches_in(dir: &Path) -> Result<Vec<String>> {
 fn sparse(ctx: &Ctx, base: &Base, name: &str, paths: &[String]) -> Result<Repo> {
     let dir = ctx.cache.path(name);
     if dir.exists() {
-        fs::remove_dir_all(&dir).into_diagnostic()?;
+        fs::remove_dir_all(&dir)?;
     }
-    base.repo.git(["worktree", "prune"])?;
-    let text = dir.to_string_lossy().into_owned();
-    base.repo.git([
-        "worktree",
-        "add",
-        "--quiet",
-        "--detach",
-        "--no-checkout",
-        &text,
-        &base.commit,
-    ])?;
-    let tree = Repo::new(dir);
+    let tree = base
+        .repo
+        .add_worktree(&dir, &["--no-checkout", &base.commit])?;
     let mut cmd = tree.command();
     cmd.args(["sparse-checkout", "set", "--no-cone", "--stdin"]);
     let patterns: String = paths.iter().map(|path| format!("/{path}\n")).collect();
@@ -227,10 +211,10 @@ pub fn prove(ctx: &Ctx, all: &Assembled, exported: &[Exported<'_>]) -> Result<()
     let tree = sparse(ctx, base, "proof", &paths)?;
     let same = |what: &str, tip: &str| -> Result<()> {
         let (got, want) = (tree.tree("HEAD")?, base.repo.tree(tip)?);
-        match got == want {
-            true => Ok(()),
-            false => Err(miette!("git am of {what} gives tree {got}, not {want}")),
+        if got != want {
+            bail!("git am of {what} gives tree {got}, not {want}");
         }
+        Ok(())
     };
     for each in exported {
         am(&tree, each)?;
@@ -238,70 +222,58 @@ pub fn prove(ctx: &Ctx, all: &Assembled, exported: &[Exported<'_>]) -> Result<()
     }
     for each in exported {
         let needed = all.series.needed_by(each.delivery);
+        let is_needed =
+            |other: &&Exported| needed.iter().any(|one| one.name == other.delivery.name);
         tree.git(["reset", "--quiet", "--hard", &base.commit])?;
-        for other in exported {
-            if needed
-                .iter()
-                .any(|needed| needed.name == other.delivery.name)
-            {
-                am(&tree, other)?;
-            }
+        for other in exported.iter().filter(is_needed) {
+            am(&tree, other)?;
         }
         am(&tree, each)?;
         same(&format!("{} alone", each.delivery.name), &each.tip)?;
     }
+    let place = tree.dir.to_string_lossy();
     base.repo
-        .git(["worktree", "remove", "--force", &tree.dir.to_string_lossy()])
-        .map(|_| ())
+        .git(["worktree", "remove", "--force", &place])
+        .map(drop)
 }
 
 fn am(tree: &Repo, exported: &Exported<'_>) -> Result<()> {
     let mut cmd = tree.command();
-    for role in ["AUTHOR", "COMMITTER"] {
-        cmd.env(format!("GIT_{role}_NAME"), "git am")
-            .env(format!("GIT_{role}_EMAIL"), "nobody@localhost");
+    cmd.env("GIT_COMMITTER_NAME", "git am")
+        .env("GIT_COMMITTER_EMAIL", "nobody@localhost")
+        // The cover letter has no patch: dropping it spares the user a glob that leaves it out.
+        .args(["am", "--quiet", "--empty=drop"]);
+    for file in &exported.files {
+        cmd.arg(std::path::absolute(file)?);
     }
-    // The cover letter has no patch: dropping it spares the user a glob that leaves it out.
-    cmd.args(["am", "--quiet", "--empty=drop"])
-        .args(absolute(&exported.files)?);
     run::output(&mut cmd)
-        .map(|_| ())
-        .wrap_err_with(|| format!("git am refuses {}", exported.delivery.name))
-}
-
-fn absolute(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    files
-        .iter()
-        .map(|file| std::path::absolute(file).into_diagnostic())
-        .collect()
+        .map(drop)
+        .with_context(|| format!("git am refuses {}", exported.delivery.name))
 }
 
 /// rustfmt and checkpatch on every patch.
 pub fn check(all: &Assembled, exported: &[Exported<'_>]) -> Result<Vec<Patch>> {
     let files = exported.iter().flat_map(|each| each.patches());
-    all.made
-        .iter()
-        .zip(files)
-        .map(|(commit, file)| {
-            let paths = all.tree.changed(&commit.parent, &commit.id)?;
-            let mut complaints = rustfmt(&all.tree, commit, &paths)?;
-            complaints.extend(checkpatch(&all.tree, &all.identity, file)?);
-            let (added, removed) = lines(&all.tree, commit)?;
-            Ok(Patch {
-                file: file.clone(),
-                files: paths.len(),
-                added,
-                removed,
-                complaints,
-            })
+    let check = |(commit, file): (&Made, &PathBuf)| {
+        let paths = all.tree.changed(&commit.parent, &commit.id)?;
+        let mut complaints = rustfmt(&all.tree, commit, &paths)?;
+        complaints.extend(checkpatch(&all.tree, &all.identity, file)?);
+        let (added, removed) = lines(&all.tree, commit)?;
+        Ok(Patch {
+            file: file.clone(),
+            files: paths.len(),
+            added,
+            removed,
+            complaints,
         })
-        .collect()
+    };
+    all.made.iter().zip(files).map(check).collect()
 }
 
 /// How many lines a commit adds and removes.
 fn lines(tree: &Repo, commit: &Made) -> Result<(usize, usize)> {
-    let (from, to) = (commit.parent.as_str(), commit.id.as_str());
-    let stat = tree.git(["diff", "--numstat", "--no-renames", from, to])?;
+    let range = [commit.parent.as_str(), commit.id.as_str()];
+    let stat = tree.git(["diff", "--numstat", "--no-renames"].iter().chain(&range))?;
     let (mut added, mut removed) = (0, 0);
     for line in stat.lines() {
         let mut numbers = line.split('\t').map(|number| number.parse().unwrap_or(0));
@@ -320,7 +292,7 @@ fn rustfmt(tree: &Repo, commit: &Made, paths: &[String]) -> Result<Vec<String>> 
         cmd.args(["--edition", "2021", "--config-path"])
             .arg(tree.dir.join(".rustfmt.toml"));
         let formatted = run::output_with(&mut cmd, &source)
-            .wrap_err_with(|| format!("rustfmt cannot read {path} of series/{}", commit.name))?;
+            .with_context(|| format!("rustfmt cannot read {path} of series/{}", commit.name))?;
         if formatted.as_bytes() != source {
             complaints.push(format!(
                 "RUSTFMT: {path} is not formatted: run rustfmt on it"
@@ -337,9 +309,8 @@ fn checkpatch(tree: &Repo, identity: &Identity, patch: &Path) -> Result<Vec<Stri
         "--strict",
         "--terse",
         "--no-summary",
-        "--show-types",
-        "--color=never",
     ])
+    .args(["--show-types", "--color=never"])
     .current_dir(&tree.dir);
     if run::exists("codespell") {
         cmd.arg("--codespell");
@@ -348,34 +319,22 @@ fn checkpatch(tree: &Repo, identity: &Identity, patch: &Path) -> Result<Vec<Stri
         // Nobody signed, and the export says so.
         cmd.args(["--ignore", "MISSING_SIGN_OFF,BAD_SIGN_OFF"]);
     }
-    let out = cmd
-        .arg(std::path::absolute(patch).into_diagnostic()?)
-        .output()
-        .into_diagnostic()
-        .wrap_err("cannot run perl, which checkpatch needs")?;
+    let out = run::finish(cmd.arg(std::path::absolute(patch)?), b"")?;
     // checkpatch ends with 1 when it has something to say, and with anything else when it broke.
-    match out.status.code() {
-        Some(0 | 1) => {}
-        _ => {
-            return Err(miette!(
-                "checkpatch.pl broke:\n{}",
-                String::from_utf8_lossy(&out.stderr)
-            ));
-        }
+    if !matches!(out.status.code(), Some(0 | 1)) {
+        bail!(
+            "checkpatch.pl broke:\n{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
-    let name = patch.to_string_lossy();
-    Ok(String::from_utf8_lossy(&out.stdout)
+    let name = format!("{}:", patch.display());
+    let said = String::from_utf8_lossy(&out.stdout);
+    let kinds = ["ERROR:", "WARNING:", "CHECK:"];
+    let lines = said
         .lines()
-        .filter(|line| {
-            ["ERROR:", "WARNING:", "CHECK:"]
-                .iter()
-                .any(|kind| line.contains(kind))
-        })
-        .map(|line| {
-            line.trim_start_matches(&*name)
-                .trim_start_matches(':')
-                .to_owned()
-        })
+        .filter(|line| kinds.iter().any(|kind| line.contains(kind)));
+    Ok(lines
+        .map(|line| line.trim_start_matches(&name).to_owned())
         .collect())
 }
 
@@ -394,17 +353,20 @@ pub fn table(patches: &[Patch]) -> String {
             0 => "clean".to_owned(),
             n => format!("{n} to look at"),
         };
-        out.push_str(&format!(
-            "{:width$}  {:>5}  {:>6}  {:>6}  {verdict}\n",
-            patch.name(),
-            patch.files,
-            patch.added,
-            patch.removed
-        ));
+        let Patch {
+            files,
+            added,
+            removed,
+            ..
+        } = patch;
+        out += &format!(
+            "{:width$}  {files:>5}  {added:>6}  {removed:>6}  {verdict}\n",
+            patch.name()
+        );
     }
     for patch in patches {
         for complaint in &patch.complaints {
-            out.push_str(&format!("{}: {complaint}\n", patch.name()));
+            out += &format!("{}: {complaint}\n", patch.name());
         }
     }
     out

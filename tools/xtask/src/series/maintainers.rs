@@ -1,11 +1,11 @@
 //! New entries of MAINTAINERS, each put in its alphabetical place.
 
-use miette::{Result, miette};
+use anyhow::{Result, anyhow, bail};
 
 use crate::host::git::Identity;
 
 /// `maintainers` with every entry of `overlay` inserted; an entry that names nobody is maintained
-/// by whoever generates the series.
+/// by whoever signs the series.
 pub fn insert(maintainers: &str, overlay: &str, identity: &Identity) -> Result<String> {
     let mut text = maintainers.to_owned();
     for entry in overlay
@@ -21,13 +21,11 @@ pub fn insert(maintainers: &str, overlay: &str, identity: &Identity) -> Result<S
 fn complete(entry: &str, identity: &Identity) -> Result<String> {
     let (title, fields) = entry
         .split_once('\n')
-        .ok_or_else(|| miette!("the MAINTAINERS entry `{entry}` has a title and nothing else"))?;
+        .ok_or_else(|| anyhow!("the MAINTAINERS entry `{entry}` has a title and nothing else"))?;
     if is_field(title) || !fields.lines().all(is_field) {
-        return Err(miette!(
-            "the MAINTAINERS entry `{title}` is not a title followed by `X:\\t` lines"
-        ));
+        bail!("the MAINTAINERS entry `{title}` is not a title followed by `X:\\t` lines");
     }
-    if fields.lines().any(|line| line.starts_with("M:")) {
+    if !identity.signs || fields.lines().any(|line| line.starts_with("M:")) {
         return Ok(entry.to_owned());
     }
     Ok(format!("{title}\nM:\t{}\n{fields}", identity.address()))
@@ -41,10 +39,10 @@ fn insert_one(text: &str, entry: &str) -> Result<String> {
     let title = entry.lines().next().unwrap_or_default();
     let titles = titles(text);
     if titles.iter().any(|(_, other)| *other == title) {
-        return Err(miette!("the base's MAINTAINERS already has `{title}`"));
+        bail!("the base's MAINTAINERS already has `{title}`");
     }
     let at =
-        place(&titles, title).ok_or_else(|| miette!("the base's MAINTAINERS has no entries"))?;
+        place(&titles, title).ok_or_else(|| anyhow!("the base's MAINTAINERS has no entries"))?;
     Ok(format!("{}{entry}\n\n{}", &text[..at], &text[at..]))
 }
 

@@ -4,6 +4,62 @@
 //! that need the module (`mod x;` and `use self::x::..`), with the comments and attributes directly
 //! above them, are left out, so that every commit builds.
 
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::assembly::{Read, patched};
+use super::overlay::Commit;
+
+/// New Rust files that have landed and not been patched yet, and where each file lands.
+pub struct Declaring<'a> {
+    place: BTreeMap<&'a str, usize>,
+    /// Their text, and what is staged of it.
+    files: BTreeMap<&'a str, (String, String)>,
+    landed: usize,
+}
+
+impl<'a> Declaring<'a> {
+    pub fn new(commits: &'a [Commit]) -> Declaring<'a> {
+        let places = commits.iter().enumerate();
+        let places = places.flat_map(|(at, one)| one.paths.iter().map(move |path| (&**path, at)));
+        Declaring {
+            place: places.collect(),
+            files: BTreeMap::new(),
+            landed: 0,
+        }
+    }
+
+    /// What the files are once this commit, the next in turn, has landed.
+    pub fn after(&mut self, commit: &'a Commit, read: Read<'_>) -> Result<Vec<(String, String)>> {
+        let now = self.landed;
+        self.landed += 1;
+        for path in &commit.paths {
+            if let Some((target, _)) = patched(path) {
+                self.files.remove(target);
+            } else if path.ends_with(".rs")
+                && let Ok(text) = String::from_utf8(read(path)?.0)
+            {
+                self.files.insert(path, (text.clone(), text));
+            }
+        }
+        let mut changed = Vec::new();
+        for (path, (text, staged)) in &mut self.files {
+            let present = |module: &str| {
+                let mut files = candidates(path, module).into_iter();
+                let at = files.find_map(|file| self.place.get(file.as_str()).copied());
+                at.is_none_or(|at| at <= now)
+            };
+            let state = without_absent(text, &present);
+            if state != *staged {
+                changed.push((path.to_string(), state.clone()));
+                *staged = state;
+            }
+        }
+        Ok(changed)
+    }
+}
+
 /// A module that a file of the overlay declares, and whether the commit at hand has its file.
 pub type Present<'a> = &'a dyn Fn(&str) -> bool;
 
@@ -35,16 +91,6 @@ pub fn without_absent(source: &str, present: Present<'_>) -> String {
         kept.pop();
     }
     kept.iter().flat_map(|line| [line, "\n"]).collect()
-}
-
-/// Modules that `source` declares with `mod x;`.
-pub fn declared(source: &str) -> Vec<&str> {
-    source
-        .lines()
-        .filter(|line| line.trim_end().ends_with(';'))
-        .filter_map(|line| visibility_stripped(line).strip_prefix("mod "))
-        .filter_map(identifier)
-        .collect()
 }
 
 /// Where the file of module `name`, declared in `path`, may be.
@@ -168,7 +214,6 @@ fn f() {}
     fn inline_modules_and_words_are_not_declarations() {
         let source = "mod tests {\n}\nfn mod_x() {}\nuse self::a;\n    mod inner;\n";
         assert_eq!(without_absent(source, &|_| false), source);
-        assert_eq!(declared("pub(crate) mod x;\nmod y {\nmod z;\n"), ["x", "z"]);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! brings each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Result, anyhow, bail};
+use fs_err as fs;
 
 use crate::host::git::Repo;
 
@@ -43,15 +43,15 @@ impl Commit {
 
     fn parse(name: &str, text: &str) -> Result<Commit> {
         let (message, paths) = text.split_once("\n---\n").ok_or_else(|| {
-            miette!("series/{name} has no line `---` between the message and the paths")
+            anyhow!("series/{name} has no line `---` between the message and the paths")
         })?;
         let message = message.trim().to_owned();
         if message.is_empty() {
-            return Err(miette!("series/{name} has no commit message"));
+            bail!("series/{name} has no commit message");
         }
         let paths = listed(paths);
         if paths.is_empty() {
-            return Err(miette!("series/{name} brings no path"));
+            bail!("series/{name} brings no path");
         }
         Ok(Commit {
             name: name.to_owned(),
@@ -99,9 +99,7 @@ impl Headers {
             let value = value.trim().to_owned();
             match key {
                 _ if value.is_empty() => {
-                    return Err(miette!(
-                        "series/{delivery}/{HEADERS}: `{line}` is no header"
-                    ));
+                    bail!("series/{delivery}/{HEADERS}: `{line}` is no header");
                 }
                 "Change-Id" => headers.change_id = value,
                 "Needs" => headers.needs.push(value),
@@ -109,17 +107,14 @@ impl Headers {
                 "To" => headers.to.push(value),
                 "Cc" => headers.cc.push(value),
                 _ => {
-                    return Err(miette!(
-                        help = "the headers are Change-Id, Needs, Prefix, To and Cc",
-                        "series/{delivery}/{HEADERS}: `{key}` is not known"
-                    ));
+                    bail!(
+                        "series/{delivery}/{HEADERS}: `{key}` is not known\nhelp: the headers are Change-Id, Needs, Prefix, To and Cc"
+                    );
                 }
             }
         }
         if headers.change_id.is_empty() || headers.to.is_empty() {
-            return Err(miette!(
-                "series/{delivery}/{HEADERS} needs a Change-Id and a To"
-            ));
+            bail!("series/{delivery}/{HEADERS} needs a Change-Id and a To");
         }
         Ok(headers)
     }
@@ -165,7 +160,7 @@ impl Series {
             }
         }
         if series.commits.is_empty() {
-            return Err(miette!("series/ holds no commit"));
+            bail!("series/ holds no commit");
         }
         series.needs_known()?;
         let files = Repo::users(root)
@@ -176,7 +171,7 @@ impl Series {
                 "--others",
                 "--exclude-standard",
             ])
-            .wrap_err("the series is what git sees in this repository")?;
+            .context("the series is what git sees in this repository")?;
         // A tracked file that was deleted is still listed.
         let present = files
             .split('\0')
@@ -189,16 +184,15 @@ impl Series {
 
     fn file(&self, name: &str) -> Result<String> {
         fs::read_to_string(self.root.join("series").join(name))
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read series/{name}"))
+            .with_context(|| format!("cannot read series/{name}"))
     }
 
     fn read_delivery(&mut self, name: String) -> Result<()> {
         let number = name.split_once('-').map(|(number, _)| number);
         if number.is_none_or(|number| number.len() != 1 || number.parse::<u8>().is_err()) {
-            return Err(miette!(
+            bail!(
                 "series/{name} should be a directory named <digit>-<slug>: the digits order the deliveries"
-            ));
+            );
         }
         let (others, commits): (Vec<String>, Vec<String>) =
             names_in(&self.root.join("series").join(&name))?
@@ -213,9 +207,7 @@ impl Series {
         }
         let has_cover = others.iter().any(|file| file == COVER);
         if !has_cover && commits.len() > 1 {
-            return Err(miette!(
-                "series/{name} has no {COVER}, which only a single patch can do without"
-            ));
+            bail!("series/{name} has no {COVER}, which only a single patch can do without");
         }
         let cover = match has_cover {
             true => Some(parse_cover(&self.file(&format!("{name}/{COVER}"))?)?),
@@ -235,10 +227,10 @@ impl Series {
             let earlier = &self.deliveries[..index];
             let unknown = |need: &&String| !earlier.iter().any(|other| &other.name == *need);
             if let Some(need) = delivery.headers.needs.iter().find(unknown) {
-                return Err(miette!(
+                bail!(
                     "series/{} needs {need}, which is no earlier delivery",
                     delivery.name
-                ));
+                );
             }
         }
         Ok(())
@@ -266,8 +258,7 @@ fn names_in(dir: &Path) -> Result<Vec<String>> {
                 .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
                 .collect()
         })
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}: is this the repository?", dir.display()))?;
+        .with_context(|| format!("cannot read {}: is this the repository?", dir.display()))?;
     names.sort();
     Ok(names)
 }
@@ -277,14 +268,14 @@ fn in_order(delivery: &str, names: &[String]) -> Result<()> {
     for (index, name) in names.iter().enumerate() {
         let expected = format!("{:02}-", index + 1);
         if !name.starts_with(&expected) || name.len() == expected.len() {
-            return Err(miette!(
+            bail!(
                 "series/{delivery}/{name} should be named {expected}<slug>: it is commit {}",
                 index + 1
-            ));
+            );
         }
     }
     if names.is_empty() {
-        return Err(miette!("series/{delivery} holds no commit"));
+        bail!("series/{delivery} holds no commit");
     }
     Ok(())
 }
@@ -292,7 +283,7 @@ fn in_order(delivery: &str, names: &[String]) -> Result<()> {
 pub fn parse_cover(text: &str) -> Result<Cover> {
     let (subject, body) = text
         .split_once("\n\n")
-        .ok_or_else(|| miette!("a {COVER} needs a subject, an empty line and a body"))?;
+        .ok_or_else(|| anyhow!("a {COVER} needs a subject, an empty line and a body"))?;
     Ok(Cover {
         subject: subject.trim().to_owned(),
         body: body.trim_end().to_owned(),
@@ -328,7 +319,7 @@ fn kernel_part(
         }
     }
     match unused.first() {
-        Some(entry) => Err(miette!(
+        Some(entry) => Err(anyhow!(
             "series/{NOT_KERNEL} names {entry}, which is not there"
         )),
         None => Ok(kernel),
@@ -341,16 +332,16 @@ fn complete(commits: &[Commit], overlay: &BTreeSet<String>) -> Result<()> {
     for commit in commits {
         for path in &commit.paths {
             if !overlay.contains(path) {
-                return Err(miette!(
+                bail!(
                     "series/{} brings {path}, which is not in this repository",
                     commit.name
-                ));
+                );
             }
             if let Some(other) = brought.insert(path, &commit.name) {
-                return Err(miette!(
+                bail!(
                     "{path} is brought twice, by series/{other} and by series/{}",
                     commit.name
-                ));
+                );
             }
         }
     }
@@ -358,11 +349,8 @@ fn complete(commits: &[Commit], overlay: &BTreeSet<String>) -> Result<()> {
         .iter()
         .find(|path| !brought.contains_key(path.as_str()))
     {
-        Some(path) => Err(miette!(
-            help = format!(
-                "name it in one file of series/, or in series/{NOT_KERNEL} when it is no part of the kernel"
-            ),
-            "{path} is in no commit"
+        Some(path) => Err(anyhow!(
+            "{path} is in no commit\nhelp: name it in one file of series/, or in series/{NOT_KERNEL} when it is no part of the kernel"
         )),
         None => Ok(()),
     }

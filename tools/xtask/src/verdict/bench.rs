@@ -3,37 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
-use miette::{Result, miette};
+use anyhow::{Result, anyhow};
 
+use super::ktap;
+use crate::facts::{Bench, FACTS};
 use crate::host::Ctx;
 use crate::host::toolchain::{Purpose, Toolchain};
 use crate::kernel::Kernel;
 use crate::machine::Vm;
-use crate::machine::plan::{DRIVERS, Item, Machine, PLACEMENT_TEST, PLAIN};
-use crate::series::assembled;
-use crate::verdict::ktap;
+use crate::machine::plan::{Item, Machine};
+use crate::series::Assembled;
 
-/// How many times each of the two kernels boots.
+/// How many times each of the two kernels boots; every other boot measures the devices the other
+/// way round.
 const BOOTS: usize = 5;
-/// The devices with a large BAR; every other boot measures them the other way round.
-const DEVICES: [&str; 2] = ["testdev", "ivshmem"];
-/// The cases of the selftest that measure.
-const CASES: [&str; 2] = ["cost", "mmap_cost"];
-/// The case that counts what of an address depends on chance, and in how many programs.
-const CHANCE: &str = "chance";
-const PROGRAMS: &str = "VFIO_SELFTESTS_PROGRAMS=10000";
-const LIMIT: Duration = Duration::from_secs(900);
 
 /// What was measured under a name, by kernel.
 type Figures = BTreeMap<String, [Vec<f64>; 2]>;
 
 pub fn bench(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
-    let all = assembled(ctx, base)?;
+    let all = Assembled::on(ctx, base)?;
     let toolchain = Toolchain::open(ctx, &all.tree, &[Purpose::Build, Purpose::Vm])?;
     let (repo, dir) = (&all.base.repo, &all.base.dir);
-    let tree = repo.worktree("base", &dir.join("base"), &all.base.commit)?;
+    let tree = repo.worktree(&dir.join("base"), &all.base.commit)?;
     let series = Kernel::new(ctx, &toolchain, &all);
     let unpatched = Kernel {
         ctx,
@@ -44,23 +37,28 @@ pub fn bench(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
     };
     ctx.ui
         .step("building the kernel of the base, and with the series");
-    let image = series.vm()?;
+    series.bootable(FACTS.vm())?;
+    unpatched.bootable(FACTS.vm())?;
     let tests = series.selftests()?;
     let kernels = [
-        ("base", Vm::new(&unpatched, unpatched.vm()?, tests.clone())),
-        ("series", Vm::new(&series, image, tests)),
+        ("base", Vm::new(&unpatched, tests.clone())),
+        ("series", Vm::new(&series, tests)),
     ];
+    let Bench {
+        cases,
+        chance,
+        programs,
+        ..
+    } = &FACTS.bench;
     let mut figures = Figures::new();
     for boot in 0..BOOTS {
         for (column, (name, vm)) in kernels.iter().enumerate() {
             ctx.ui.step(format!("{name}: boot {} of {BOOTS}", boot + 1));
-            for (item, run) in measure(vm, name, boot, &CASES, "")? {
-                for text in ktap::figures(&run) {
-                    for (what, value) in values(&text) {
-                        let place = place(boot, item.device, &what);
-                        let name = format!("{}, {what}{place}", item.device);
-                        figures.entry(name).or_default()[column].push(value);
-                    }
+            for (item, run) in measure(vm, name, boot, cases, "")? {
+                for (what, value) in ktap::figures(&run).iter().flat_map(|text| values(text)) {
+                    let place = place(boot, item.device, &what);
+                    let name = format!("{}, {what}{place}", item.device);
+                    figures.entry(name).or_default()[column].push(value);
                 }
             }
         }
@@ -68,7 +66,8 @@ pub fn bench(ctx: &Ctx, base: Option<&Path>) -> Result<()> {
     print!("{}", table(&figures));
     for (name, vm) in &kernels {
         ctx.ui.step(format!("{name}: chance"));
-        for (item, run) in measure(vm, name, 0, &[CHANCE], PROGRAMS)? {
+        let chance = std::slice::from_ref(chance);
+        for (item, run) in measure(vm, name, 0, chance, programs)? {
             for text in ktap::said(&run) {
                 println!("{name}, {}: {text}", item.device);
             }
@@ -82,36 +81,34 @@ fn measure(
     vm: &Vm<'_>,
     name: &str,
     boot: usize,
-    cases: &[&str],
+    cases: &[String],
     options: &str,
 ) -> Result<Vec<(Item, ktap::Run)>> {
-    let mut devices = DEVICES;
-    devices.rotate_left(boot % DEVICES.len());
+    let Bench {
+        program, devices, ..
+    } = &FACTS.bench;
     let mut items = Vec::new();
-    for device in devices {
+    for at in 0..devices.len() {
+        let device = &devices[(at + boot) % devices.len()];
         for case in cases {
-            items.push(Item {
-                variant: &PLAIN,
-                driver: DRIVERS[0],
-                device,
-                program: format!("{PLACEMENT_TEST} -t {case}"),
-                limit: LIMIT,
-            });
+            let program = format!("{program} -t {case}");
+            items.push(Item::new(FACTS.plain(), FACTS.driver(), device, &program));
         }
     }
     let machine = Machine {
         name: format!("bench-{name}"),
-        variant: &PLAIN,
-        driver: DRIVERS[0],
+        variant: FACTS.plain(),
+        driver: FACTS.driver(),
         items,
     };
     let finished = vm.run(&machine, options)?;
+    finished.ended?;
     let mut runs = ktap::runs(&finished.results);
     let mut found = Vec::new();
     for item in machine.items {
         let label = item.label();
         let at = runs.iter().position(|run| run.label == label);
-        let at = at.ok_or_else(|| miette!("{label} was not run on the {name} kernel"))?;
+        let at = at.ok_or_else(|| anyhow!("{label} was not run on the {name} kernel"))?;
         found.push((item, runs.swap_remove(at)));
     }
     Ok(found)
@@ -119,8 +116,9 @@ fn measure(
 
 /// Whether a device is the boot's first can matter where the first use makes something for all.
 fn place(boot: usize, device: &str, what: &str) -> &'static str {
+    let devices = &FACTS.bench.devices;
     match what.contains("MAP_DMA") {
-        true if DEVICES[boot % DEVICES.len()] == device => ", first device of the boot",
+        true if devices[boot % devices.len()] == device => ", first device of the boot",
         true => ", second device of the boot",
         false => "",
     }

@@ -5,18 +5,19 @@
 //! would not be known what the other is refused for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Result, anyhow, bail};
+use fs_err as fs;
 
-use crate::host::cache;
-use crate::host::run;
-use crate::kernel::{Kernel, VM};
+use super::report::{Outcome, Report};
+use crate::facts::FACTS;
+use crate::host::{cache, run};
+use crate::kernel::Kernel;
 use crate::series::overlay::Series;
-use crate::verdict::report::{Outcome, Report};
 
 const STAGE: &str = "compile-fail";
+pub const SAMPLES: &str = "the samples write no unsafe and no bindings";
 /// The one error of the borrow checker that has no number.
 const LIFETIME: &str = "lifetime may not live long enough";
 /// What a program in the documentation sees without naming it.
@@ -51,28 +52,25 @@ impl Program {
     }
 }
 
+/// A program that is right, and one after it that is to be refused.
+type Pair = (Program, Program);
+
 /// Compiles what is there, and reports one case for each program that is to be refused.
 pub fn run(kernel: &Kernel<'_>, series: &Series, report: &mut Report) -> Result<()> {
-    let sources: BTreeMap<&str, String> = series
+    let sources = series
         .overlay
         .iter()
         .filter(|path| path.ends_with(".rs"))
         .map(|path| {
-            let text = fs::read_to_string(kernel.tree.dir.join(path))
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot read {path}"))?;
+            let text = fs::read_to_string(kernel.tree.dir.join(path))?;
             Ok((path.as_str(), text))
-        })
-        .collect::<Result<_>>()?;
+        });
+    let sources: BTreeMap<&str, String> = sources.collect::<Result<_>>()?;
     let samples = sources
         .iter()
         .filter(|(path, _)| path.starts_with("samples/"))
         .try_for_each(|(path, text)| safe(path, text));
-    report.check(
-        STAGE,
-        "the samples write no unsafe and no bindings",
-        samples,
-    );
+    report.check(STAGE, SAMPLES, samples);
 
     let mut pairs = Vec::new();
     for (path, text) in &sources {
@@ -84,38 +82,11 @@ pub fn run(kernel: &Kernel<'_>, series: &Series, report: &mut Report) -> Result<
         }
     }
     if pairs.is_empty() {
-        let none = miette!("the documentation has none");
+        let none = anyhow!("the documentation has none");
         report.check::<()>(STAGE, "programs that do not compile", Err(none));
         return Ok(());
     }
-
-    let dir = cache::fresh(&kernel.objects.join(STAGE))?;
-    let all: BTreeSet<(String, &str)> = pairs
-        .iter()
-        .flat_map(|(right, wrong)| [right, wrong])
-        .map(|program| (program.module(), program.text.as_str()))
-        .collect();
-    for (module, text) in &all {
-        let text = format!("{PRELUDE}{text}");
-        fs::write(dir.join(format!("{module}.rs")), text).into_diagnostic()?;
-    }
-    let objects: Vec<String> = all.iter().map(|(name, _)| format!("{name}.o")).collect();
-    fs::write(
-        dir.join("Kbuild"),
-        format!("obj-m := {}\n", objects.join(" ")),
-    )
-    .into_diagnostic()?;
-
-    let mut make = kernel.make(&VM);
-    make.arg(format!("M={}", dir.display()))
-        // One line for each error, with the file in front.
-        .arg("KRUSTFLAGS=--error-format=short")
-        .args(["--keep-going", "--output-sync=target"])
-        .args(&objects);
-    // That make fails is what is expected of it.
-    let failed = run::logged(kernel.ctx, STAGE, STAGE, 0, make).is_err();
-    let log = fs::read(kernel.ctx.cache.log(STAGE)).into_diagnostic()?;
-    let log = String::from_utf8_lossy(&log);
+    let (dir, log) = compile(kernel, &pairs, report)?;
     for (right, wrong) in &pairs {
         let name = match &wrong.verdict {
             Verdict::Refused(error) => error.as_str(),
@@ -125,21 +96,47 @@ pub fn run(kernel: &Kernel<'_>, series: &Series, report: &mut Report) -> Result<
             let built = dir.join(format!("{}.o", program.module())).exists();
             judge(program, built, &errors(&log, &program.module()))
         });
-        let outcome = judged
+        let mut failed = judged
             .into_iter()
-            .find(|outcome| *outcome != Outcome::Passed);
+            .filter(|outcome| *outcome != Outcome::Passed);
         report.add(
             STAGE,
             &wrong.label(),
             name,
-            outcome.unwrap_or(Outcome::Passed),
+            failed.next().unwrap_or(Outcome::Passed),
         );
     }
-    if !failed {
-        let why = miette!("make had nothing to complain of");
+    Ok(())
+}
+
+/// Compiles the programs as modules; returns their directory, and what the compiler said.
+fn compile(kernel: &Kernel<'_>, pairs: &[Pair], report: &mut Report) -> Result<(PathBuf, String)> {
+    let dir = cache::fresh(&kernel.objects.join(STAGE))?;
+    let all: BTreeSet<(String, &str)> = pairs
+        .iter()
+        .flat_map(|(right, wrong)| [right, wrong])
+        .map(|program| (program.module(), program.text.as_str()))
+        .collect();
+    for (module, text) in &all {
+        fs::write(dir.join(format!("{module}.rs")), format!("{PRELUDE}{text}"))?;
+    }
+    let objects: Vec<String> = all.iter().map(|(name, _)| format!("{name}.o")).collect();
+    fs::write(
+        dir.join("Kbuild"),
+        format!("obj-m := {}\n", objects.join(" ")),
+    )?;
+    let mut make = kernel.make(FACTS.vm());
+    make.arg(format!("M={}", dir.display()))
+        // One line for each error, with the file in front.
+        .arg("KRUSTFLAGS=--error-format=short")
+        .args(["--keep-going", "--output-sync=target"])
+        .args(&objects);
+    // That make fails is what is expected of it.
+    if run::logged(kernel.ctx, STAGE, STAGE, 0, make).is_ok() {
+        let why = anyhow!("make had nothing to complain of");
         report.check::<()>(STAGE, "make", Err(why));
     }
-    Ok(())
+    Ok((dir, run::read(&kernel.ctx.cache.log(STAGE))?))
 }
 
 /// Whether a sample keeps to what drivers are given.
@@ -147,16 +144,17 @@ fn safe(path: &str, text: &str) -> Result<()> {
     for (index, line) in text.lines().enumerate() {
         let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
         if let Some(word) = words.find(|word| ["unsafe", "bindings"].contains(word)) {
-            return Err(miette!("{path}:{}: {word}", index + 1));
+            bail!("{path}:{}: {word}", index + 1);
         }
     }
     Ok(())
 }
 
 /// The programs of a file that are to be refused, each with the one before it that is right.
-fn programs(file: &str, text: &str) -> Result<Vec<(Program, Program)>> {
+fn programs(file: &str, text: &str) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     let mut right: Option<Program> = None;
+    // The block that is open, and the program in it, if it is one.
     let mut open: Option<Option<Program>> = None;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim_start();
@@ -166,39 +164,35 @@ fn programs(file: &str, text: &str) -> Result<Vec<(Program, Program)>> {
             continue;
         };
         let line = line.strip_prefix(' ').unwrap_or(line);
-        if let Some(info) = line.trim_start().strip_prefix("```") {
-            open = match open {
-                None => Some(verdict(info).map(|verdict| Program {
+        let Some(info) = line.trim_start().strip_prefix("```") else {
+            if let Some(Some(program)) = &mut open {
+                // What rustdoc hides from the reader.
+                let line = match line.trim_start() {
+                    "#" => "",
+                    hidden => hidden.strip_prefix("# ").unwrap_or(line),
+                };
+                program.text += &format!("{line}\n");
+            }
+            continue;
+        };
+        match open.take() {
+            None => {
+                open = Some(verdict(info).map(|verdict| Program {
                     file: file.to_owned(),
                     line: index + 1,
                     verdict,
                     text: String::new(),
-                })),
-                Some(program) => {
-                    match program {
-                        Some(program) if program.verdict == Verdict::Compiles => {
-                            right = Some(program);
-                        }
-                        Some(wrong) => {
-                            let label = wrong.label();
-                            let right = right.clone().ok_or_else(|| {
-                                miette!("{label}: there is no program before it that is right")
-                            })?;
-                            pairs.push((right, wrong));
-                        }
-                        None => {}
-                    }
-                    None
-                }
-            };
-        } else if let Some(Some(program)) = &mut open {
-            // What rustdoc hides from the reader.
-            let line = match line.trim_start() {
-                "#" => "",
-                hidden => hidden.strip_prefix("# ").unwrap_or(line),
-            };
-            program.text.push_str(line);
-            program.text.push('\n');
+                }));
+            }
+            Some(Some(program)) if program.verdict == Verdict::Compiles => right = Some(program),
+            Some(Some(wrong)) => match right.clone() {
+                Some(right) => pairs.push((right, wrong)),
+                None => bail!(
+                    "{}: there is no program before it that is right",
+                    wrong.label()
+                ),
+            },
+            Some(None) => {}
         }
     }
     Ok(pairs)

@@ -1,6 +1,6 @@
 //! Reading KTAP: what the test programs in the virtual machine print.
 
-use crate::verdict::report::Outcome;
+use super::report::Outcome;
 
 /// The kselftest harness's exit code for a program that skips itself.
 const SKIP: i32 = 4;
@@ -35,42 +35,6 @@ pub fn runs(results: &str) -> Vec<Run> {
         }
     }
     runs
-}
-
-/// The suites in a kernel's log, each like a program, and how many of them it planned to run.
-pub fn suites(log: &str) -> (Vec<Run>, Option<usize>) {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut planned = None;
-    let mut open = false;
-    for line in log.lines().map(|line| untimed(line.trim_end_matches('\r'))) {
-        if let Some(label) = line.strip_prefix("    # Subtest: ") {
-            runs.push(Run {
-                label: label.to_owned(),
-                lines: Vec::new(),
-                code: None,
-            });
-            open = true;
-        } else if let Some(count) = line.strip_prefix("1..") {
-            planned = count.parse().ok();
-        } else if let Some((label, outcome)) = result(line, &[]) {
-            if let Some(run) = runs.last_mut().filter(|run| open && run.label == label) {
-                run.code = Some(matches!(outcome, Outcome::Failed(_)).into());
-                open = false;
-            }
-        } else if let Some(run) = runs.last_mut().filter(|_| open) {
-            run.lines
-                .push(line.strip_prefix("    ").unwrap_or(line).to_owned());
-        }
-    }
-    (runs, planned)
-}
-
-/// A line of the kernel's log without its time.
-fn untimed(line: &str) -> &str {
-    line.strip_prefix('[')
-        .and_then(|rest| rest.split_once("] "))
-        .filter(|(time, _)| time.trim().parse::<f64>().is_ok())
-        .map_or(line, |(_, rest)| rest)
 }
 
 /// The cases of one program: one for each result line, and one for each thing that went wrong
@@ -259,53 +223,6 @@ mod tests {
         assert_eq!(
             whole(&["Assertion"], Some(255)),
             failed("exit code 255 and no plan: Assertion")
-        );
-    }
-
-    #[test]
-    fn suites_are_found_in_a_log() {
-        let log = [
-            "[    0.1] Booting",
-            "[    0.2] KTAP version 1",
-            "1..3",
-            "    KTAP version 1",
-            "    # Subtest: a",
-            "    1..2",
-            "[    0.3]     ok 1 x",
-            "        ok 1 parameter",
-            "    # y: EXPECTATION FAILED at f.c:3",
-            "    # y.speed: normal",
-            "noise",
-            "    not ok 2 y",
-            "# a: pass:1 fail:1 skip:0 total:2",
-            "not ok 1 a",
-            "    # Subtest: b",
-            "    1..1",
-            "    ok 1 z # SKIP no device",
-            "ok 2 b # SKIP",
-            "    # Subtest: c",
-            "    1..1",
-            "Kernel panic",
-        ];
-        let log = log.join("\n");
-        let (suites, planned) = suites(&log);
-        assert_eq!(planned, Some(3));
-        let labels: Vec<_> = suites.iter().map(|run| (&*run.label, run.code)).collect();
-        assert_eq!(labels, [("a", Some(1)), ("b", Some(0)), ("c", None)]);
-        assert_eq!(
-            cases(&suites[0]),
-            [
-                ("x".to_owned(), Outcome::Passed),
-                ("y".to_owned(), failed("y: EXPECTATION FAILED at f.c:3")),
-            ]
-        );
-        assert_eq!(
-            cases(&suites[1]),
-            [("z".to_owned(), Outcome::Skipped("no device".to_owned()))]
-        );
-        assert_eq!(
-            cases(&suites[2])[0].1,
-            failed("it did not end: Kernel panic")
         );
     }
 

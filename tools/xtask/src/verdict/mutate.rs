@@ -17,22 +17,19 @@
 //! a leg of the stage kunit with the suites to run of it, the stages `thp`, `regions` and
 //! `compile-fail`, and `vm` with a test as the summary names it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use fs_err as fs;
 
+use super::report::{Outcome, Report};
+use super::{compile_fail, kunit, machines};
+use crate::facts::{FACTS, Leg};
 use crate::host::Ctx;
 use crate::host::toolchain::{Purpose, Toolchain};
-use crate::kernel::extracts;
-use crate::kernel::{Kernel, VM};
+use crate::kernel::{Kernel, extracts};
 use crate::machine::Vm;
 use crate::series::Assembled;
-use crate::series::assembled;
-use crate::verdict;
-use crate::verdict::compile_fail;
-use crate::verdict::kunit::{self, Leg};
-use crate::verdict::report::{Outcome, Report};
 
 const STAGE: &str = "mutate";
 const LISTS: &str = "tools/xtask/mutations";
@@ -63,7 +60,7 @@ impl Mutation {
     fn apply(&self, text: &str) -> Result<String> {
         match text.matches(&self.old).count() {
             1 => Ok(text.replacen(&self.old, &self.new, 1)),
-            n => Err(miette!(
+            n => Err(anyhow!(
                 "stale: what it replaces is in {} {n} times",
                 self.file
             )),
@@ -107,9 +104,8 @@ impl Planted {
     fn new(tree: &Path, mutation: &Mutation) -> Result<Planted> {
         let path = tree.join(&mutation.file);
         let was = fs::read_to_string(&path)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("stale: there is no {}", mutation.file))?;
-        fs::write(&path, mutation.apply(&was)?).into_diagnostic()?;
+            .with_context(|| format!("stale: there is no {}", mutation.file))?;
+        fs::write(&path, mutation.apply(&was)?)?;
         Ok(Planted { path, was })
     }
 }
@@ -133,60 +129,61 @@ pub fn mutate(ctx: &Ctx, base: Option<&Path>, only: Option<&str>) -> Result<()> 
         });
     }
     if mutations.is_empty() {
-        return Err(miette!("--only {} selects no bug", only.unwrap_or("")));
+        bail!("--only {} selects no bug", only.unwrap_or(""));
     }
     // Bugs of one suite in one file follow each other, so that little is built for each.
     mutations.sort_by(|a, b| (a.target(), &a.file).cmp(&(b.target(), &b.file)));
 
-    let all = assembled(ctx, base)?;
+    let all = Assembled::on(ctx, base)?;
     let purposes = [Purpose::Build, Purpose::Kunit, Purpose::Vm];
     let toolchain = Toolchain::open(ctx, &all.tree, &purposes)?;
     let kernel = Kernel::new(ctx, &toolchain, &all);
 
     let mut report = Report::default();
     let mut table = vec![row("suite", "bug", "noticed by")];
-    let mut sound: Option<(Suite, String, bool)> = None;
+    let mut sound: Option<((Suite, &str), bool)> = None;
     for (index, mutation) in mutations.iter().enumerate() {
-        let (suite, part) = mutation.target();
-        if !matches!(&sound, Some((s, p, _)) if *s == suite && p == part) {
-            ctx.ui.step(format!("{} without a bug", mutation.shown()));
-            let passes =
-                match configured(&kernel, mutation).and_then(|()| run(&kernel, &all, mutation)) {
-                    Ok(Verdict::Passed(cases)) if cases > 0 => Ok(()),
-                    Ok(Verdict::Passed(_)) => Err(miette!("it runs no case")),
-                    Ok(Verdict::Failed(why) | Verdict::Unbuilt(why)) => Err(miette!("{why}")),
-                    Err(error) => Err(error),
-                };
-            let name = format!("{} passes without a bug", mutation.shown());
-            let passes = report.check(STAGE, &name, passes).is_some();
-            sound = Some((suite, part.to_owned(), passes));
-        }
-        if !matches!(sound, Some((_, _, true))) {
+        let target = mutation.target();
+        let passes = match sound {
+            Some((same, passes)) if same == target => passes,
+            _ => sane(&kernel, &all, mutation, &mut report),
+        };
+        sound = Some((target, passes));
+        let Mutation { name, file, .. } = mutation;
+        if !passes {
             let why = "the suite fails without it".to_owned();
-            report.add(STAGE, &mutation.file, &mutation.name, Outcome::Skipped(why));
+            report.add(STAGE, file, name, Outcome::Skipped(why));
             continue;
         }
-        ctx.ui.step(format!(
-            "{}/{}: {}: {}",
-            index + 1,
-            mutations.len(),
-            mutation.file,
-            mutation.name
-        ));
-        let verdict =
-            Planted::new(&all.tree.dir, mutation).and_then(|_planted| run(&kernel, &all, mutation));
+        let (number, of) = (index + 1, mutations.len());
+        ctx.ui.step(format!("{number}/{of}: {file}: {name}"));
+        let planted = Planted::new(&all.tree.dir, mutation);
+        let verdict = planted.and_then(|_planted| run(&kernel, &all, mutation));
         let (outcome, noticed) = judge(verdict);
-        table.push(row(&mutation.shown(), &mutation.name, &noticed));
-        report.add(STAGE, &mutation.file, &mutation.name, outcome);
+        table.push(row(&mutation.shown(), name, &noticed));
+        report.add(STAGE, file, name, outcome);
     }
     report.table(table.join("\n"));
     print!("{}", report.render());
     match report.failed() {
         0 => Ok(()),
-        n => Err(miette!(
-            "{n} of the bugs were not noticed, or the list is wrong"
-        )),
+        n => bail!("{n} of the bugs were not noticed, or the list is wrong"),
     }
+}
+
+/// Whether what is to notice a bug passes without one.
+fn sane(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation, report: &mut Report) -> bool {
+    let shown = mutation.shown();
+    kernel.ctx.ui.step(format!("{shown} without a bug"));
+    let ran = configured(kernel, mutation).and_then(|()| run(kernel, all, mutation));
+    let passes = match ran {
+        Ok(Verdict::Passed(0)) => Err(anyhow!("it runs no case")),
+        Ok(Verdict::Passed(_)) => Ok(()),
+        Ok(Verdict::Failed(why) | Verdict::Unbuilt(why)) => Err(anyhow!("{why}")),
+        Err(error) => Err(error),
+    };
+    let name = format!("{shown} passes without a bug");
+    report.check(STAGE, &name, passes).is_some()
 }
 
 fn row(suite: &str, name: &str, noticed: &str) -> String {
@@ -195,26 +192,23 @@ fn row(suite: &str, name: &str, noticed: &str) -> String {
 
 /// What a bug's run says of the tests, and the last column of the table.
 fn judge(verdict: Result<Verdict>) -> (Outcome, String) {
-    let (outcome, noticed) = match verdict {
-        Ok(Verdict::Failed(by)) => (Outcome::Passed, by),
+    let (failed, noticed) = match verdict {
+        Ok(Verdict::Failed(by)) => (None, by),
         Ok(Verdict::Passed(cases)) => {
             let why = format!("{cases} cases passed");
             (
-                Outcome::Failed(format!("not noticed: {why}")),
+                Some(format!("not noticed: {why}")),
                 format!("NOTHING: {why}"),
             )
         }
         Ok(Verdict::Unbuilt(why)) => {
             let why = format!("it does not compile: {why}");
-            (Outcome::Failed(why.clone()), format!("ERROR: {why}"))
+            (Some(why.clone()), format!("ERROR: {why}"))
         }
-        Err(error) => (
-            Outcome::Failed(error.to_string()),
-            format!("ERROR: {error}"),
-        ),
+        Err(error) => (Some(format!("{error:#}")), format!("ERROR: {error:#}")),
     };
     let line = noticed.lines().next().unwrap_or_default().to_owned();
-    (outcome, line)
+    (failed.map_or(Outcome::Passed, Outcome::Failed), line)
 }
 
 /// Configures what the suite of a bug needs, once for all bugs.
@@ -222,7 +216,7 @@ fn configured(kernel: &Kernel<'_>, mutation: &Mutation) -> Result<()> {
     match mutation.suite {
         Suite::Thp | Suite::Regions | Suite::Vm => Ok(()),
         Suite::Kunit(name) => kunit::build(kernel, leg(name)?),
-        Suite::CompileFail => kernel.configure(&VM),
+        Suite::CompileFail => kernel.configure(FACTS.vm()),
     }
 }
 
@@ -241,21 +235,16 @@ fn run(kernel: &Kernel<'_>, all: &Assembled, mutation: &Mutation) -> Result<Verd
             kunit::exec(kernel, leg, Some(&suites), &mut report)?;
         }
         Suite::CompileFail => {
-            if let Err(error) = kernel.build(&VM, &["rust/"]) {
+            if let Err(error) = kernel.build(FACTS.vm(), &["rust/"]) {
                 return Ok(Verdict::Unbuilt(last_error(&error)));
             }
             compile_fail::run(kernel, &all.series, &mut report)?;
         }
         Suite::Vm => {
-            let built = kernel
-                .vm()
-                .and_then(|image| Ok((image, kernel.selftests()?)));
-            match built {
+            let built = kernel.bootable(FACTS.vm());
+            match built.and_then(|()| kernel.selftests()) {
                 Err(error) => return Ok(Verdict::Unbuilt(last_error(&error))),
-                Ok((image, tests)) => {
-                    let vm = Vm::new(kernel, image, tests);
-                    verdict::one(&vm, &mutation.part, &mut report)?;
-                }
+                Ok(tests) => machines::one(&Vm::new(kernel, tests), &mutation.part, &mut report)?,
             }
         }
     }
@@ -275,34 +264,29 @@ fn said(said: Result<extracts::Said>) -> Verdict {
 }
 
 /// The line of a failed build that names the error.
-fn last_error(error: &miette::Report) -> String {
+fn last_error(error: &Error) -> String {
     let text = error.to_string();
     let line = text.lines().find(|line| line.contains("error"));
     line.unwrap_or(&text).trim().to_owned()
 }
 
 fn leg(name: &str) -> Result<&'static Leg> {
-    kunit::LEGS
-        .iter()
-        .find(|leg| leg.name == name)
-        .ok_or_else(|| miette!("there is no leg {name}"))
+    let found = FACTS.legs.iter().find(|leg| leg.name == name);
+    found.ok_or_else(|| anyhow!("there is no leg {name}"))
 }
 
 /// All lists of the directory, in the order of their names.
 fn read(dir: &Path) -> Result<Vec<Mutation>> {
-    let mut lists: Vec<PathBuf> = fs::read_dir(dir)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", dir.display()))?
-        .map(|entry| entry.map(|entry| entry.path()).into_diagnostic())
-        .collect::<Result<_>>()?;
+    let lists = fs::read_dir(dir)?.map(|entry| Ok(entry?.path()));
+    let mut lists: Vec<PathBuf> = lists.collect::<Result<_>>()?;
     lists.sort();
     let mut mutations: Vec<Mutation> = Vec::new();
     for list in lists {
-        let text = fs::read_to_string(&list).into_diagnostic()?;
-        let found = parse(&text).wrap_err_with(|| format!("{}", list.display()))?;
+        let text = fs::read_to_string(&list)?;
+        let found = parse(&text).with_context(|| format!("{}", list.display()))?;
         for mutation in found {
             if mutations.iter().any(|other| other.name == mutation.name) {
-                return Err(miette!("there are two bugs `{}`", mutation.name));
+                bail!("there are two bugs `{}`", mutation.name);
             }
             mutations.push(mutation);
         }
@@ -321,7 +305,7 @@ fn parse(text: &str) -> Result<Vec<Mutation>> {
 
 fn mutation(block: &[&str]) -> Result<Mutation> {
     let [name, file, suite, hunk @ ..] = block else {
-        return Err(miette!("{}: too few lines", block[0]));
+        bail!("{}: too few lines", block[0]);
     };
     let (suite, part) = suite.split_once(' ').unwrap_or((suite, ""));
     let suite = match suite {
@@ -329,7 +313,7 @@ fn mutation(block: &[&str]) -> Result<Mutation> {
         "regions" => Suite::Regions,
         "compile-fail" => Suite::CompileFail,
         "vm" => Suite::Vm,
-        name => Suite::Kunit(leg(name)?.name),
+        name => Suite::Kunit(&leg(name)?.name),
     };
     let (mut old, mut new) = (String::new(), String::new());
     for line in hunk {
@@ -337,7 +321,7 @@ fn mutation(block: &[&str]) -> Result<Mutation> {
             Some(' ') => (true, true),
             Some('-') => (true, false),
             Some('+') => (false, true),
-            _ => return Err(miette!("{name}: a line begins with neither blank, - nor +")),
+            _ => bail!("{name}: a line begins with neither blank, - nor +"),
         };
         for (text, wanted) in [(&mut old, to_old), (&mut new, to_new)] {
             if wanted {
@@ -347,7 +331,7 @@ fn mutation(block: &[&str]) -> Result<Mutation> {
         }
     }
     if old.is_empty() || old == new {
-        return Err(miette!("{name}: it changes nothing"));
+        bail!("{name}: it changes nothing");
     }
     Ok(Mutation {
         name: (*name).to_owned(),
@@ -425,6 +409,6 @@ thp
         assert!(noticed(Ok(Verdict::Failed("a".to_owned()))));
         assert!(!noticed(Ok(Verdict::Passed(1))));
         assert!(!noticed(Ok(Verdict::Unbuilt("a".to_owned()))));
-        assert!(!noticed(Err(miette!("stale"))));
+        assert!(!noticed(Err(anyhow!("stale"))));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::machine::plan::{DRIVERS, Item, PLAIN};
-use crate::verdict::report::{Outcome, Report};
+use super::report::{Outcome, Report};
+use crate::facts::FACTS;
+use crate::machine::plan::Item;
 
 /// The outcomes of each test by driver, each by case.
 #[derive(Default)]
@@ -12,29 +13,43 @@ pub struct Parity(BTreeMap<String, BTreeMap<&'static str, Cases>>);
 type Cases = BTreeMap<String, Outcome>;
 
 impl Parity {
+    /// What is going to be run.
+    pub fn expect(&mut self, item: &Item) -> Option<&mut Cases> {
+        let plain = item.variant == FACTS.plain();
+        plain.then(|| {
+            self.0
+                .entry(item.test())
+                .or_default()
+                .entry(item.driver)
+                .or_default()
+        })
+    }
+
     pub fn add(&mut self, item: &Item, case: &str, outcome: &Outcome) {
-        if *item.variant != PLAIN {
-            return;
+        if let Some(cases) = self.expect(item) {
+            cases.insert(case.to_owned(), outcome.clone());
         }
-        let drivers = self.0.entry(item.test()).or_default();
-        let cases = drivers.entry(item.driver).or_default();
-        cases.insert(case.to_owned(), outcome.clone());
     }
 
     /// A table, and for each test the cases that end otherwise than with the first driver.
     pub fn report(&self, report: &mut Report) {
         let mut table = String::new();
         for (test, drivers) in &self.0 {
-            let Some(first) = drivers.get(DRIVERS[0]) else {
+            let Some(first) = drivers.get(FACTS.driver()) else {
                 continue;
             };
-            for (driver, cases) in drivers.iter().filter(|(driver, _)| **driver != DRIVERS[0]) {
+            for (driver, cases) in drivers
+                .iter()
+                .filter(|(driver, _)| **driver != FACTS.driver())
+            {
                 let label = format!("{driver}/{test}");
                 let different = differences(first, cases);
                 let verdict = if different.is_empty() {
                     let name = format!("the same outcome in {} cases", first.len());
                     report.add("parity", &label, &name, Outcome::Passed);
                     "equal"
+                } else if first.is_empty() || cases.is_empty() {
+                    "missing"
                 } else {
                     "different"
                 };
@@ -45,7 +60,7 @@ impl Parity {
             }
         }
         if !table.is_empty() {
-            let with = format!("with {}", DRIVERS[0]);
+            let with = format!("with {}", FACTS.driver());
             let head = row(["passed/failed/skipped", &with, "otherwise", "outcomes"]);
             report.table(head + &table);
         }
@@ -58,30 +73,35 @@ fn row([test, first, other, verdict]: [&str; 4]) -> String {
 
 /// The cases that do not end alike, and how.
 fn differences(first: &Cases, other: &Cases) -> Vec<(String, String)> {
-    let with = DRIVERS[0];
+    let with = FACTS.driver();
+    if first.is_empty() && other.is_empty() {
+        return vec![(
+            "(the program)".to_owned(),
+            "not run with either driver".to_owned(),
+        )];
+    }
     let mut found = Vec::new();
-    let mut missing = Vec::new();
     for (name, outcome) in first {
         let was = word(outcome);
-        match other.get(name).map(word) {
-            None => missing.push(name.as_str()),
-            Some(is) if is != was => {
-                found.push((name.clone(), format!("{is}, but {was} with {with}")));
-            }
-            Some(_) => {}
+        if let Some(is) = other.get(name).map(word).filter(|is| *is != was) {
+            found.push((name.clone(), format!("{is}, but {was} with {with}")));
         }
     }
-    for (name, outcome) in other.iter().filter(|(name, _)| !first.contains_key(*name)) {
-        let why = format!("{}, but not run with {with}", word(outcome));
-        found.push((name.clone(), why));
-    }
-    // A program that ends early has one reason for all that it leaves out.
-    if let [one, rest @ ..] = missing.as_slice() {
-        let more = match rest.len() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
+    for (has, lacks, why) in [
+        (other, first, format!("run, but not with {with}")),
+        (first, other, format!("not run, but with {with}")),
+    ] {
+        // A program that ends early has one reason for all that it leaves out.
+        let names: Vec<&String> = has
+            .keys()
+            .filter(|name| !lacks.contains_key(*name))
+            .collect();
+        let all = match names[..] {
+            [] => continue,
+            [one] => one.clone(),
+            [one, ..] => format!("{one} and {} more", names.len() - 1),
         };
-        found.push((format!("{one}{more}"), format!("not run, but with {with}")));
+        found.push((all, why));
     }
     found
 }
@@ -136,7 +156,7 @@ mod tests {
             found,
             [
                 ("b", "skipped, but passed with vfio-pci"),
-                ("e", "passed, but not run with vfio-pci"),
+                ("e", "run, but not with vfio-pci"),
                 ("d and 1 more", "not run, but with vfio-pci"),
             ]
         );
@@ -146,15 +166,9 @@ mod tests {
 
     #[test]
     fn a_difference_is_a_failure() {
-        let item = |driver| Item {
-            variant: &PLAIN,
-            driver,
-            device: "igb",
-            program: "a".to_owned(),
-            limit: std::time::Duration::ZERO,
-        };
+        let item = |driver| Item::new(FACTS.plain(), driver, "igb", "a");
         let mut parity = Parity::default();
-        parity.add(&item(DRIVERS[0]), "x", &Outcome::Passed);
+        parity.add(&item(FACTS.driver()), "x", &Outcome::Passed);
         let mut report = Report::default();
         parity.report(&mut report);
         assert_eq!(
@@ -170,5 +184,21 @@ mod tests {
         parity.add(&item("other"), "x", &failed("why"));
         parity.report(&mut report);
         assert_eq!(report.failed(), 1);
+    }
+
+    #[test]
+    fn a_row_that_is_missing_is_a_failure() {
+        let item = |driver| Item::new(FACTS.plain(), driver, "igb", "a");
+        let mut parity = Parity::default();
+        parity.add(&item(FACTS.driver()), "x", &Outcome::Passed);
+        parity.expect(&item("other"));
+        let mut report = Report::default();
+        parity.report(&mut report);
+        let text = report.render();
+        assert!(text.contains("missing\n"), "{text}");
+        assert!(
+            text.contains("FAILED: parity other/igb/a x: not run, but with vfio-pci\n"),
+            "{text}"
+        );
     }
 }

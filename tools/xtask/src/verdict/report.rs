@@ -1,5 +1,7 @@
 //! What the tests found, counted and shown.
 
+use anyhow::Result;
+
 /// How a case ended, and why when it did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -33,31 +35,32 @@ impl Report {
     }
 
     /// A case that is one action: its error is the reason of the failure.
-    pub fn check<T>(
+    pub fn check<T>(&mut self, stage: &'static str, name: &str, result: Result<T>) -> Option<T> {
+        self.case(stage, name, name, result)
+    }
+
+    /// The same in a group of cases.
+    pub fn case<T>(
         &mut self,
         stage: &'static str,
+        group: &str,
         name: &str,
-        result: miette::Result<T>,
+        result: Result<T>,
     ) -> Option<T> {
-        match result {
-            Ok(value) => {
-                self.add(stage, name, name, Outcome::Passed);
-                Some(value)
-            }
-            Err(report) => {
-                let why = report
-                    .chain()
-                    .map(|error| error.to_string())
-                    .collect::<Vec<_>>()
-                    .join(": ");
-                let help = report
-                    .help()
-                    .map(|help| format!(" ({help})"))
-                    .unwrap_or_default();
-                self.add(stage, name, name, Outcome::Failed(format!("{why}{help}")));
-                None
-            }
-        }
+        let outcome = match &result {
+            Ok(_) => Outcome::Passed,
+            Err(error) => Outcome::Failed(format!("{error:#}").replace("\nhelp: ", "; ")),
+        };
+        self.add(stage, group, name, outcome);
+        result.ok()
+    }
+
+    /// Forgets what is neither of a stage or group of that name nor a failure.
+    pub fn keep(&mut self, name: &str) {
+        self.cases.retain(|case| {
+            let failed = matches!(case.outcome, Outcome::Failed(_));
+            failed || [case.stage, &case.group].contains(&name)
+        });
     }
 
     /// Something to know that is no verdict: a measured figure, a warning.
@@ -90,11 +93,8 @@ impl Report {
     /// Passed, failed and skipped cases of a group, or of all.
     fn count(&self, of: Option<(&str, &str)>) -> (usize, usize, usize) {
         let mut counts = (0, 0, 0);
-        for case in self
-            .cases
-            .iter()
-            .filter(|case| of.is_none_or(|of| of == (case.stage, case.group.as_str())))
-        {
+        let ours = |case: &&Case| of.is_none_or(|of| of == (case.stage, case.group.as_str()));
+        for case in self.cases.iter().filter(ours) {
             match case.outcome {
                 Outcome::Passed => counts.0 += 1,
                 Outcome::Failed(_) => counts.1 += 1,
@@ -112,52 +112,46 @@ impl Report {
                 groups.push((case.stage, &case.group));
             }
         }
-        let width = groups
-            .iter()
-            .map(|(_, group)| group.len())
-            .max()
-            .unwrap_or(0)
-            .max(4);
+        let width = groups.iter().map(|(_, group)| group.len()).max();
+        let width = width.unwrap_or(0).max(4);
         let mut out = format!(
             "{:12}  {:width$}  passed  failed  skipped\n",
             "stage", "test"
         );
-        for group in groups {
-            let (passed, failed, skipped) = self.count(Some(group));
-            out.push_str(&format!(
-                "{:12}  {:width$}  {passed:>6}  {failed:>6}  {skipped:>7}\n",
-                group.0, group.1
-            ));
+        for (stage, group) in groups {
+            let (passed, failed, skipped) = self.count(Some((stage, group)));
+            out += &format!("{stage:12}  {group:width$}  {passed:>6}  {failed:>6}  {skipped:>7}\n");
         }
         for table in &self.tables {
-            out.push_str(&format!("\n{table}\n"));
+            out += &format!("\n{table}\n");
         }
         for note in &self.notes {
-            out.push_str(&format!("note: {note}\n"));
+            out += &format!("note: {note}\n");
         }
-        for case in &self.cases {
-            let (word, why) = match &case.outcome {
+        for Case {
+            stage,
+            group,
+            name,
+            outcome,
+        } in &self.cases
+        {
+            let (word, why) = match outcome {
                 Outcome::Passed => continue,
                 Outcome::Failed(why) => ("FAILED", why),
                 Outcome::Skipped(why) => ("skipped", why),
             };
-            let name = if case.name == case.group {
-                String::new()
-            } else {
-                format!(" {}", case.name)
+            let name = match name == group {
+                true => String::new(),
+                false => format!(" {name}"),
             };
-            out.push_str(&format!(
-                "{word}: {} {}{name}: {why}\n",
-                case.stage, case.group
-            ));
+            out += &format!("{word}: {stage} {group}{name}: {why}\n");
         }
         let (passed, failed, skipped) = self.count(None);
-        out.push_str(&format!("{passed} passed, {failed} failed"));
-        if skipped > 0 {
-            out.push_str(&format!(", {skipped} skipped"));
-        }
-        out.push('\n');
-        out
+        let skipped = match skipped {
+            0 => String::new(),
+            n => format!(", {n} skipped"),
+        };
+        out + &format!("{passed} passed, {failed} failed{skipped}\n")
     }
 }
 
