@@ -9,6 +9,8 @@ mod maintainers;
 mod modlines;
 pub mod overlay;
 pub mod refresh;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
