@@ -97,7 +97,15 @@ pub fn exec(
 fn cases(root: &Group, log: &str) -> Vec<(String, String, Outcome)> {
     let outcome = |name: &str, status: &str| match status {
         "PASS" => Outcome::Passed,
-        "SKIP" => Outcome::Skipped("see the kernel's log".to_owned()),
+        "SKIP" => {
+            let skipped = format!(" {name} # SKIP");
+            let why = log
+                .lines()
+                .find_map(|line| Some(line.split_once(&skipped)?.1.trim()));
+            // KUnit does so with Rust tests that a #[cfg] leaves out.
+            let why = why.filter(|why| !why.is_empty());
+            Outcome::Skipped(why.unwrap_or("this configuration leaves it out").to_owned())
+        }
         status => {
             // What KUnit says of a failure begins with the name of the case.
             let said = |line: &&str| line.contains(&format!("# {name}: "));
@@ -200,16 +208,15 @@ mod tests {
         };
         let text = format!(
             r#"{{"name":"all","arch":"um","test_cases":[{{"name":"c","status":"ERROR"}}],{none},"sub_groups":[
-                {{"name":"a","test_cases":[{{"name":"x","status":"PASS"}},{{"name":"y","status":"FAIL"}}],{none},"sub_groups":[
+                {{"name":"a","test_cases":[{{"name":"x","status":"PASS"}},{{"name":"y","status":"FAIL"}},{{"name":"z","status":"SKIP"}}],{none},"sub_groups":[
                     {{"name":"p","test_cases":[{{"name":"one","status":"PASS"}}],{one},"sub_groups":[]}}]}}]}}"#,
             none = counts(0, 0),
             one = counts(1, 0)
         );
         let root: Group = serde_json::from_str(&text).unwrap();
-        let found = cases(
-            &root,
-            "[ 1.0]     # x: fine\n[ 1.0]     # y: EXPECTATION FAILED at f.c:3\n",
-        );
+        let log = "[ 1.0]     # x: fine\n[ 1.0]     # y: EXPECTATION FAILED at f.c:3\n\
+            [ 1.0]     ok 3 z # SKIP no device\n";
+        let found = cases(&root, log);
         let found: Vec<_> = found
             .iter()
             .map(|(a, b, outcome)| (&**a, &**b, outcome))
@@ -221,6 +228,7 @@ mod tests {
                 ("c", "(the suite)", &Outcome::Failed("ERROR".to_owned())),
                 ("a", "x", &Outcome::Passed),
                 ("a", "y", &Outcome::Failed(why)),
+                ("a", "z", &Outcome::Skipped("no device".to_owned())),
                 ("a", "p", &Outcome::Passed),
             ]
         );
