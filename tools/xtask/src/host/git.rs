@@ -148,14 +148,16 @@ impl Repo {
             .collect())
     }
 
-    /// Removes the locks that a run that was killed left behind. Whoever calls this holds the lock
-    /// of the cache; only in the checkout may the user's own git be at work.
-    pub fn remove_locks(&self) -> Result<()> {
+    /// Removes the locks that a run that was killed left behind, but for those of worktrees other
+    /// than `ours`, where the user's own git may be at work. Whoever calls this holds the cache's.
+    pub fn remove_locks(&self, ours: &[&str]) -> Result<()> {
         let mut dirs = vec![self.dir.clone()];
         while let Some(dir) = dirs.pop() {
+            let worktrees = dir.ends_with("worktrees");
             for entry in fs::read_dir(&dir)? {
                 let path = entry?.path();
-                if path.is_dir() && !path.ends_with("objects") && !path.ends_with("checkout") {
+                let foreign = worktrees && !ours.iter().any(|name| path.ends_with(name));
+                if path.is_dir() && !path.ends_with("objects") && !foreign {
                     dirs.push(path);
                 } else if path.is_file() && path.extension().is_some_and(|end| end == "lock") {
                     fs::remove_file(&path)?;

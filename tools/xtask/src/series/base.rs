@@ -71,7 +71,7 @@ impl Base {
 
     fn at(dir: PathBuf) -> Result<Base> {
         let repo = Repo::new(dir.join("repo.git"));
-        repo.remove_locks()?;
+        repo.remove_locks(&["work", "each", "base", "proof"])?;
         fs::remove_file(dir.join("assembly.index.lock")).ok();
         let commit = repo
             .git(["rev-parse", "--verify", BRANCH])
