@@ -101,9 +101,8 @@ impl Parent for crate::pci::Device<device::Bound> {}
 ///
 /// To unregister the device takes until userspace has closed it; see [`Operations::request`]. To
 /// drop the registration, which any method of the driver may do, may sleep, but does not wait for
-/// that. To unbind
-/// the parent does. The module cannot be unloaded while the device is open. When it is unloaded,
-/// its memory is not freed before the registration data has been dropped.
+/// that. To unbind the parent does. The module cannot be unloaded while the device is open. When
+/// it is unloaded, its memory is not freed before the registration data has been dropped.
 pub struct Registration<T: Operations<Base = Base>> {
     device: ARef<Device<T>>,
     entry: Arc<Entry>,
