@@ -111,8 +111,6 @@ pub mod feature;
 pub mod info;
 pub mod ioctl;
 pub mod irq;
-#[cfg(CONFIG_RUST_VFIO_PCI_ABSTRACTIONS)]
-pub mod pci;
 pub mod placement;
 pub mod region;
 
@@ -125,8 +123,6 @@ mod operations;
 mod pins;
 mod registry;
 mod shared;
-#[cfg(CONFIG_RUST_VFIO_KUNIT_TEST)]
-mod tests;
 mod virqfd;
 mod vtable;
 

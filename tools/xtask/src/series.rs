@@ -5,8 +5,6 @@ pub mod b4;
 pub mod base;
 pub mod checkout;
 pub mod export;
-mod maintainers;
-mod modlines;
 pub mod overlay;
 pub mod refresh;
 #[cfg(test)]

@@ -12,13 +12,11 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use fs_err as fs;
 
 use super::base::Base;
-use super::maintainers;
-use super::modlines::Declaring;
 use super::overlay::{Commit, Series};
 use crate::host::git::Identity;
 use crate::host::run;
 
-pub const MAINTAINERS: &str = "MAINTAINERS";
+const MAINTAINERS: &str = "MAINTAINERS";
 
 /// A commit of the series as it was made.
 #[derive(Debug, Clone)]
@@ -98,14 +96,10 @@ pub fn commits(
 ) -> Result<Vec<Made>> {
     in_order(commits)?;
     let mut assembly = Assembly::new(base, identity)?;
-    let mut declaring = Declaring::new(commits);
     for commit in commits {
         for path in &commit.paths {
             let applied = read(path).and_then(|file| assembly.bring(path, &file));
             applied.with_context(|| format!("commit series/{} cannot be made", commit.name))?;
-        }
-        for (path, text) in declaring.after(commit, read)? {
-            assembly.stage(&path, text.as_bytes(), false)?;
         }
         assembly.commit(&commit.name, &commit.message)?;
     }
@@ -167,14 +161,11 @@ impl Assembly<'_> {
 
     /// Does to the index what one path of the overlay says.
     fn bring(&self, path: &str, (content, executable): &File) -> Result<()> {
-        if path == MAINTAINERS {
-            let kernel = self.base.repo.blob(&self.parent, path)?;
-            let entries = String::from_utf8_lossy(content);
-            let text =
-                maintainers::insert(&String::from_utf8_lossy(&kernel), &entries, self.identity)?;
-            return self.stage(path, text.as_bytes(), false);
-        }
         match patched(path) {
+            Some((MAINTAINERS, _)) if self.identity.signs => {
+                let text = maintained(&String::from_utf8_lossy(content), self.identity);
+                self.patch(MAINTAINERS, path, text.as_bytes())
+            }
             Some((target, _)) => self.patch(target, path, content),
             None if self.base.repo.has(&self.base.commit, path) => bail!(
                 "the base already has {path}\nhelp: a change to a file of the kernel is written as {path}.patch"
@@ -211,7 +202,8 @@ impl Assembly<'_> {
 
     fn apply(&self, patch: &[u8]) -> Result<()> {
         let mut cmd = self.command();
-        cmd.args(["apply", "--cached", "--whitespace=nowarn", "-"]);
+        // A maintainer may be one line more than a hunk says.
+        cmd.args(["apply", "--cached", "--recount", "--whitespace=nowarn", "-"]);
         run::output_with(&mut cmd, patch).map(drop)
     }
 
@@ -251,6 +243,21 @@ impl Assembly<'_> {
         .args(["--trailer", &trailer]);
         run::output_with(&mut cmd, message.as_bytes())
     }
+}
+
+/// A patch of MAINTAINERS whose new entries are maintained by whoever signs the series, unless they
+/// name somebody.
+fn maintained(patch: &str, identity: &Identity) -> String {
+    let mut lines: Vec<String> = patch.lines().map(str::to_owned).collect();
+    let is_field = |line: &str| line.get(2..4) == Some(":\t");
+    for at in (1..lines.len()).rev() {
+        let (title, field) = (&lines[at - 1], &lines[at]);
+        let is_title = title.starts_with('+') && title.len() > 1 && !is_field(title);
+        if is_title && is_field(field) && !field.starts_with("+M:") {
+            lines.insert(at, format!("+M:\t{}", identity.address()));
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// Says which hunk git refused.

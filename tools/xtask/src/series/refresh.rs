@@ -7,9 +7,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use fs_err as fs;
 
 use super::Assembled;
-use super::assembly::{self, File, MAINTAINERS};
+use super::assembly::{self, File};
 use super::checkout::{Checkout, branch};
-use super::modlines;
 use super::overlay::{self, Commit, Delivery, Headers};
 use crate::host::Ctx;
 use crate::host::git::{Identity, Repo};
@@ -59,11 +58,9 @@ struct Edited {
 
 fn read_back(out: &Checkout<'_>, all: &Assembled) -> Result<Edited> {
     let mut below = all.base.commit.clone();
-    let last = all.series.deliveries.last();
     let mut reader = Reader {
         tree: &out.tree,
         all,
-        tip: last.map_or_else(|| Ok(below.clone()), |last| out.tip(&last.name))?,
         patches: BTreeMap::new(),
         edited: Edited::default(),
     };
@@ -81,8 +78,6 @@ fn read_back(out: &Checkout<'_>, all: &Assembled) -> Result<Edited> {
 struct Reader<'a> {
     tree: &'a Repo,
     all: &'a Assembled,
-    /// The last commit of the last delivery.
-    tip: String,
     /// How many patches each kernel file has so far.
     patches: BTreeMap<String, u32>,
     edited: Edited,
@@ -141,10 +136,9 @@ impl Reader<'_> {
     fn commit(&mut self, parent: &str, id: &str, mut commit: Commit) -> Result<()> {
         let mut brought = Vec::new();
         for path in self.tree.changed(parent, id)? {
-            let overlay = self
-                .bring(parent, id, &path)
-                .with_context(|| format!("the checkout's `{}`", commit.subject()))?;
-            brought.extend(overlay);
+            let overlay = self.bring(parent, id, &path);
+            let overlay = overlay.with_context(|| format!("the checkout's `{}`", commit.subject()));
+            brought.push(overlay?);
         }
         // What was listed before keeps its place in the list.
         commit.paths.retain(|path| brought.contains(path));
@@ -175,60 +169,24 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Makes the overlay file for one changed path; None when an earlier commit's file covers it.
-    fn bring(&mut self, parent: &str, id: &str, path: &str) -> Result<Option<String>> {
-        let root = &self.all.series.root;
-        if path == MAINTAINERS {
-            let entries = assembly::read(root, path)?;
-            self.edited.files.insert(path.to_owned(), entries);
-            return Ok(Some(path.to_owned()));
-        }
-        if !self.tree.has(&self.all.base.commit, path) {
-            match self.edited.files.get(path) {
-                None => return self.whole(id, path).map(Some),
-                Some((content, _)) if self.lands(content, id, path)? => return Ok(None),
-                Some(_) => {}
-            }
+    /// Makes the overlay file for one changed path: a new file, or a patch of one.
+    fn bring(&mut self, parent: &str, id: &str, path: &str) -> Result<String> {
+        if !self.tree.has(parent, path) {
+            let content = self.tree.blob(id, path)?;
+            let mode = self.tree.git(["ls-tree", id, "--", path])?;
+            let file = (content, mode.starts_with("100755"));
+            self.edited.files.insert(path.to_owned(), file);
+            return Ok(path.to_owned());
         }
         let nth = self.patches.entry(path.to_owned()).or_default();
         *nth += 1;
         let overlay = assembly::patch_path(path, *nth);
         let content = match self.unchanged(&overlay, parent, id, path) {
-            true => assembly::read(root, &overlay)?.0,
+            true => assembly::read(&self.all.series.root, &overlay)?.0,
             false => self.diff(parent, id, path)?,
         };
         self.edited.files.insert(overlay.clone(), (content, false));
-        Ok(Some(overlay))
-    }
-
-    /// A new file: as it ends when nothing but its modules lands later, else as this commit has it.
-    fn whole(&mut self, id: &str, path: &str) -> Result<String> {
-        let last = self.tree.blob(&self.tip, path);
-        let content = match last {
-            Ok(last) if self.lands(&last, id, path)? => last,
-            _ => self.tree.blob(id, path)?,
-        };
-        let mode = self.tree.git(["ls-tree", id, "--", path])?;
-        let file = (content, mode.starts_with("100755"));
-        self.edited.files.insert(path.to_owned(), file);
-        Ok(path.to_owned())
-    }
-
-    /// Whether commit `id` has the file as the assembly makes it of `content`, without the modules
-    /// that land later.
-    fn lands(&self, content: &[u8], id: &str, path: &str) -> Result<bool> {
-        let now = self.tree.blob(id, path)?;
-        let text = str::from_utf8(content);
-        let Some(text) = text.ok().filter(|_| path.ends_with(".rs")) else {
-            return Ok(now == content);
-        };
-        let present = |module: &str| {
-            let mut files = modlines::candidates(path, module).to_vec();
-            files.retain(|file| !self.tree.has(&self.all.base.commit, file));
-            let at = |commit: &str| files.iter().any(|file| self.tree.has(commit, file));
-            at(id) || !at(&self.tip)
-        };
-        Ok(modlines::without_absent(text, &present).as_bytes() == now)
+        Ok(overlay)
     }
 
     /// Whether a patch of the overlay still says the same, and so keeps its text.
@@ -305,7 +263,7 @@ fn verify(all: &Assembled, edited: &Edited, tree: &Repo) -> Result<()> {
     for (made, id) in made.iter().zip(&edited.ids) {
         if all.base.repo.tree(&made.id)? != tree.tree(id)? {
             bail!(
-                "`{}` changes {} in a way that no overlay file can say\nhelp: change a new file in the commit that adds it, or after the modules that it declares",
+                "`{}` changes {} in a way that no overlay file can say",
                 made.subject,
                 tree.changed(&made.id, id)?.join(", ")
             );

@@ -17,6 +17,9 @@ use crate::host::{Ctx, run};
 /// Tells the test that is a program of its own where the toy is.
 const PLACE: &str = "XTASK_TOY";
 
+const MAINTAINERS: &str = "--- a/MAINTAINERS\n+++ b/MAINTAINERS\n@@ -1,5 +1,8 @@\n List\n \n+ALONE\n\
+    +F:\tlib/alone.c\n+\n THE REST\n M:\tA <a@a>\n F:\t*\n";
+
 struct Toy(PathBuf);
 
 impl Drop for Toy {
@@ -70,7 +73,7 @@ impl Toy {
             ),
             (
                 "series/2-two/01-alone",
-                "lib: alone\n---\nMAINTAINERS\nlib/alone.c\n",
+                "lib: alone\n---\nMAINTAINERS.patch\nlib/alone.c\n",
             ),
             ("mm/a.c.patch", &patch(5)),
             ("mm/a.c.2.patch", &patch(30)),
@@ -80,7 +83,7 @@ impl Toy {
                 "--- a/mm/new.c\n+++ b/mm/new.c\n@@ -1 +1,2 @@\n new\n+newer\n",
             ),
             ("mm/other.c", "other\n"),
-            ("MAINTAINERS", "ALONE\nF:\tlib/alone.c\n"),
+            ("MAINTAINERS.patch", MAINTAINERS),
             ("lib/alone.c", "alone\n"),
         ] {
             toy.write(&format!("overlay/{path}"), text);
