@@ -536,20 +536,16 @@ static int irq_info(int fd, u32 index, struct vfio_irq_info *info)
 
 static int set_irq(int fd, u32 index, u32 flags, u32 count, int eventfd)
 {
-	struct {
-		struct vfio_irq_set set;
-		int eventfd;
-	} arg = {
-		.set = {
-			.argsz = sizeof(arg),
-			.flags = flags,
-			.index = index,
-			.count = count,
-		},
-		.eventfd = eventfd,
-	};
+	u32 buf[(sizeof(struct vfio_irq_set) + sizeof(eventfd)) / sizeof(u32)] = {};
+	struct vfio_irq_set *set = (void *)buf;
 
-	return ioctl(fd, VFIO_DEVICE_SET_IRQS, &arg) ? -errno : 0;
+	set->argsz = sizeof(buf);
+	set->flags = flags;
+	set->index = index;
+	set->count = count;
+	memcpy(set->data, &eventfd, sizeof(eventfd));
+
+	return ioctl(fd, VFIO_DEVICE_SET_IRQS, set) ? -errno : 0;
 }
 
 /* How often the eventfd has been signalled */
