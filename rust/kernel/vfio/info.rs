@@ -182,12 +182,13 @@ pub(super) fn answer(
         if !own.is_empty() {
             // The core says how much room its capabilities need if there is none.
             write(user, &argsz.min(SIZE))?;
-            core()?;
+            let filled = core();
             let [needed, flags, ..] = read::<Fields>(user)?;
+            write(user, &argsz)?;
+            filled?;
             if flags & bindings::VFIO_DEVICE_FLAGS_CAPS != 0 {
                 core_size = needed.checked_sub(SIZE).ok_or(EINVAL)?;
             }
-            write(user, &argsz)?;
         }
         core()?;
         fields = read(user)?;

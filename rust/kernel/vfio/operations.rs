@@ -311,7 +311,9 @@ pub trait Operations: Sized + 'static {
     /// item, and so for another task than that of userspace. Several signals may be one call.
     ///
     /// There are no calls after userspace has taken the eventfd away, and none when the open data
-    /// is dropped: both wait for calls that are running, the second with `dev_set->lock` held.
+    /// is dropped: both wait for calls that are running, the second with `dev_set->lock` held. So do
+    /// all other users of such eventfds, in this driver and in others: what is done here should not
+    /// take long, and must not wait for userspace.
     fn irq_event(
         _device: &Device<Self, InRegion>,
         _this: Pin<&Self::OpenData<'_>>,

@@ -128,8 +128,9 @@ impl<T: Operations<Base = Base>> Device<T, Opened> {
 
     /// Lets vfio-pci-core set up interrupts, mask, unmask or trigger them, as userspace asked.
     ///
-    /// Takes `igate` of vfio-pci-core, and waits for handlers of interrupts. Fails with the error
-    /// of vfio-pci-core: [`EINVAL`] if there are no such interrupts, [`ENOTTY`] if they have
+    /// Takes `igate` of vfio-pci-core, and waits for handlers of interrupts and for
+    /// [`irq_event`](vfio::Operations::irq_event) of all devices: no lock must be held that this
+    /// takes. Fails with the error of vfio-pci-core: [`EINVAL`] if there are no such interrupts, [`ENOTTY`] if they have
     /// nothing of the kind.
     ///
     /// vfio-pci-core reads the request from the memory of userspace again. Userspace that changes

@@ -57,6 +57,7 @@ type Brand<'request> = PhantomData<fn(&'request ()) -> &'request ()>;
 /// `core` is open. `provider` is valid for a write. `ranges` and `phys_vec` have `count` elements
 /// each, which nobody else uses. The offsets and the lengths of the former are multiples of
 /// the page size. All this holds until the request ends, which `self` does not outlive.
+#[cfg_attr(not(CONFIG_VFIO_PCI_DMABUF), expect(dead_code))]
 pub struct Export<'request> {
     core: *mut bindings::vfio_pci_core_device,
     region: u32,
@@ -106,6 +107,7 @@ impl<'request> Export<'request> {
     /// To be called with the arguments that vfio-pci-core passes to `get_dmabuf_phys`, for a
     /// `'request` that ends before that returns.
     #[inline]
+    #[cfg_attr(not(CONFIG_VFIO_PCI_DMABUF), expect(dead_code))]
     pub(super) unsafe fn new(
         core: *mut bindings::vfio_pci_core_device,
         provider: *mut *mut bindings::p2pdma_provider,
@@ -164,7 +166,7 @@ impl<'request> Export<'request> {
     pub fn part_of_bar(self, bar: u32, part: Range<ResourceSize>) -> Result<Exported<'request>> {
         // CAST: The size of a page is one of the smaller sizes of a BAR.
         let page = PAGE_SIZE as ResourceSize;
-        if part.start > part.end || part.end > self.parent().resource_len(bar)? {
+        if part.start >= part.end || part.end > self.parent().resource_len(bar)? {
             return Err(EINVAL);
         }
         // DMA is mapped by the page: nothing else must be in those of the part.

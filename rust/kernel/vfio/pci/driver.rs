@@ -185,8 +185,14 @@ pub trait Driver: Operations<Base = Base> {
 
     /// Says where ranges of a region are, which userspace exports as a dma-buf.
     ///
-    /// If not implemented, a region is the BAR of the same number. vfio-pci-core exports no other
-    /// regions. An error is what userspace gets. The caller holds no lock.
+    /// If not implemented, a region is the BAR of the same number; but if the driver implements
+    /// [`read`](Operations::read), [`write`](Operations::write), [`mmap`](Operations::mmap) or
+    /// [`region_info`](Operations::region_info), by which it can keep a part of a BAR from userspace,
+    /// nothing is exported, and userspace gets [`EOPNOTSUPP`]. vfio-pci-core exports no other
+    /// regions than BARs. An error is what userspace gets.
+    ///
+    /// The caller holds no lock of VFIO. It can be the task that has called `core_feature`, when no
+    /// lock must be held that this takes.
     fn export_dma_buf<'request>(
         _device: &Device<Self, InRegion>,
         _this: Pin<&Self::OpenData<'_>>,
@@ -308,12 +314,19 @@ impl<T: Driver> Adapter<T> {
         ..pin_init::zeroed()
     };
 
+    /// Whether userspace gets the regions as vfio-pci-core has them, so that there is nothing that a
+    /// dma-buf could get around.
+    #[cfg(CONFIG_VFIO_PCI_DMABUF)]
+    const SHOWS_BARS: bool = !(T::HAS_READ || T::HAS_WRITE || T::HAS_MMAP || T::HAS_REGION_INFO);
+
     const PCI_OPS: bindings::vfio_pci_device_ops = bindings::vfio_pci_device_ops {
         #[cfg(CONFIG_VFIO_PCI_DMABUF)]
         get_dmabuf_phys: if T::HAS_EXPORT_DMA_BUF {
             Some(Self::get_dmabuf_phys_callback)
-        } else {
+        } else if Self::SHOWS_BARS {
             Some(bindings::vfio_pci_core_get_dmabuf_phys)
+        } else {
+            None
         },
         #[cfg(not(CONFIG_VFIO_PCI_DMABUF))]
         get_dmabuf_phys: None,
