@@ -17,8 +17,8 @@ use super::{
 use crate::{
     bindings,
     error::to_result,
-    new_mutex,
     prelude::*,
+    static_lock_class,
     sync::Mutex, //
 };
 use core::{
@@ -26,6 +26,10 @@ use core::{
     marker::PhantomData,
     ptr::null_mut, //
 };
+
+/// The name of the lock. As the lock class, it has to stay when the module of the driver is unloaded:
+/// a literal in generic code would be in that module.
+static NAME: &CStr = c"vfio::Virqfds";
 
 /// The eventfds of an open device of `T`.
 ///
@@ -64,7 +68,7 @@ impl<T: Operations> Virqfds<T> {
     /// Makes a list without eventfds.
     pub(super) fn new() -> Result<Pin<KBox<Self>>> {
         let init = pin_init!(Self {
-            list <- new_mutex!(KVec::new(), "vfio::Virqfds"),
+            list <- Mutex::new(KVec::new(), NAME, static_lock_class!()),
         });
         KBox::pin_init(init, GFP_KERNEL_ACCOUNT)
     }
