@@ -130,7 +130,7 @@ pub(super) fn dispatch<T: Operations>(
                 return Err(EINVAL);
             }
 
-            let info = irq_info(device, this, index)?;
+            let info = irq_info(device, this, index, num_irqs(device, this))?;
             writer.write::<IrqInfo>(&[argsz, info.flags.into(), index, info.count])?;
             Ok(0)
         }
@@ -140,8 +140,8 @@ pub(super) fn dispatch<T: Operations>(
                 .read::<irq::Fields>()?;
 
             let [_, _, index, ..] = fields;
-            let count = irq_info(device, this, index)?.count;
             let num_irqs = num_irqs(device, this);
+            let count = irq_info(device, this, index, num_irqs)?.count;
 
             let request = irq::SetIrqs::new(fields, arg, count, num_irqs)?;
             if Virqfds::<T>::NEEDED && T::MASKED_BY_EVENTFD.contains(&index) {
@@ -195,15 +195,16 @@ fn num_irqs<T: Operations>(device: &Device<T, Opened>, this: Pin<&T::OpenData<'_
     info.num_irqs
 }
 
-/// Returns what is told of the interrupts `index`.
+/// Returns what is told of the interrupts `index`, of `num_irqs` indices.
 ///
 /// Fails with [`EINVAL`] if there is no such index.
 fn irq_info<T: Operations>(
     device: &Device<T, Opened>,
     this: Pin<&T::OpenData<'_>>,
     index: u32,
+    num_irqs: u32,
 ) -> Result<irq::Info> {
-    if index >= num_irqs(device, this) {
+    if index >= num_irqs {
         return Err(EINVAL);
     }
     if T::HAS_IRQ_INFO {
